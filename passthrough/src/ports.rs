@@ -1,0 +1,93 @@
+//! What the embedding monitor implements: the contract of this crate.
+//!
+//! | port | the monitor supplies |
+//! |---|---|
+//! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each |
+//! | [`MemoryMapper`] | host memory put straight into the guest's address space |
+//! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
+
+use std::error::Error;
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What a port's implementation answers when the host refuses.
+pub type PortError = Box<dyn Error + Send + Sync>;
+
+/// A range of this process's memory that stays mapped, at the same place, for
+/// as long as the value lives. The IOMMU and KVM are given its address.
+///
+/// # Safety
+/// `address()` is page-aligned and always the same, and the `size()` bytes from
+/// it on stay mapped until the value is dropped. They are not Rust data: the
+/// guest and its devices change them at any time.
+pub unsafe trait HostMemory: Send + Sync + Debug {
+    /// The first byte, aligned to the host's page size.
+    fn address(&self) -> NonNull<u8>;
+
+    /// Bytes, a multiple of the host's page size.
+    fn size(&self) -> usize;
+}
+
+/// Puts host memory straight into the guest's physical address space.
+pub trait MemoryMapper: Send + Sync + Debug {
+    /// Maps `memory` at guest physical `address`, readable and writable, until
+    /// the answer is dropped. Keeps `memory` alive until then.
+    ///
+    /// # Errors
+    /// When the range overlaps another or the hypervisor refuses.
+    fn map(
+        &self,
+        address: u64,
+        memory: Arc<dyn HostMemory>,
+    ) -> Result<Box<dyn MemoryMapping>, PortError>;
+}
+
+/// A mapping in the guest's address space; dropping it takes it away.
+pub trait MemoryMapping: Send + Debug {}
+
+/// An MSI message: what a device writes to raise an interrupt
+/// (PCIe 6.0 §6.1.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MsiMessage {
+    /// The address, both halves.
+    pub address: u64,
+    /// The data.
+    pub data: u32,
+}
+
+/// Gives routes from MSI messages to the guest's interrupt controllers.
+pub trait InterruptRouter: Send + Sync + Debug {
+    /// A new route with its event, not connected yet.
+    ///
+    /// # Errors
+    /// When routes or file descriptors have run out.
+    fn new_route(&self) -> Result<Box<dyn InterruptRoute>, PortError>;
+}
+
+/// One interrupt's way into the guest. Dropping it disconnects and frees it.
+///
+/// The event is an eventfd, non-blocking and close-on-exec. While the route is
+/// disconnected, signals stay in its counter; `connect` delivers them.
+pub trait InterruptRoute: Send + Debug {
+    /// The eventfd that raises the interrupt. Constant.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// Delivers `message` to the guest whenever the event is signalled, with
+    /// no user-space code in between. Changes the message when connected
+    /// already. An event signalled before is delivered now.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; the route is then as it was.
+    fn connect(&mut self, message: MsiMessage) -> Result<(), PortError>;
+
+    /// Holds signals back in the event's counter from now on.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn disconnect(&mut self) -> Result<(), PortError>;
+
+    /// Whether a signal is being held back in the event's counter.
+    fn is_pending(&self) -> bool;
+}

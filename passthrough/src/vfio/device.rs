@@ -1,0 +1,159 @@
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::ports::HostMemory;
+
+/// A byte range inside a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RegionArea {
+    /// From the start of the region.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A region of the device: BAR 0 to 5, the ROM (6), config space (7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Bytes; 0 when the device has no such region.
+    pub size: u64,
+    /// May be read with [`DeviceBackend::region_read`].
+    pub readable: bool,
+    /// May be written with [`DeviceBackend::region_write`].
+    pub writable: bool,
+    /// What may be mapped: the whole region, the kernel's sparse areas, or
+    /// nothing. Says nothing about the MSI-X table, which is never handed out.
+    pub mappable: Vec<RegionArea>,
+}
+
+/// The interrupt kinds of a VFIO PCI device (`VFIO_PCI_*_IRQ_INDEX`, linux/vfio.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum IrqIndex {
+    /// The level-triggered pin.
+    Intx = 0,
+    /// MSI.
+    Msi = 1,
+    /// MSI-X.
+    Msix = 2,
+    /// The device reported an uncorrectable error.
+    Error = 3,
+    /// The host wants the device back.
+    Request = 4,
+}
+
+/// What the kernel says of one interrupt kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqInfo {
+    /// How many vectors.
+    pub count: u32,
+    /// The set can't grow while it is enabled (`VFIO_IRQ_INFO_NORESIZE`).
+    pub no_resize: bool,
+}
+
+/// Why an operation on the device failed. Carries what was asked and the errno.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// A region access failed.
+    #[error("cannot {action} {size} bytes at {offset:#x} of VFIO region {region}")]
+    Region {
+        /// `read`, `write` or `map`.
+        action: &'static str,
+        /// The region's index.
+        region: u32,
+        /// From its start.
+        offset: u64,
+        /// Bytes.
+        size: u64,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// An interrupt could not be set up.
+    #[error("cannot set {count} {index:?} vectors from {start}")]
+    Irq {
+        /// The kind.
+        index: IrqIndex,
+        /// The first vector.
+        start: u32,
+        /// How many.
+        count: u32,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// Fewer vectors than asked for; none were enabled.
+    #[error("the host can give only {available} of {asked} {index:?} vectors")]
+    ShortOfVectors {
+        /// The kind.
+        index: IrqIndex,
+        /// How many were asked for.
+        asked: u32,
+        /// How many there are.
+        available: u32,
+    },
+    /// The reset failed, or the device has none.
+    #[error("cannot reset the device")]
+    Reset(#[source] io::Error),
+}
+
+/// One device, as the kernel's VFIO or a fake offers it. Thread-safe.
+///
+/// Nothing here is cached or interpreted: that is the work of the floors above.
+pub trait DeviceBackend: Send + Sync + Debug {
+    /// The region with the kernel's `index`; nothing when there is none.
+    fn region(&self, index: u32) -> Option<&RegionInfo>;
+
+    /// Reads `data.len()` bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Region`]; `data` is then unspecified.
+    fn region_read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Writes `data.len()` bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Region`].
+    fn region_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Maps part of a region, page-aligned, shared with the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Region`].
+    fn region_map(&self, index: u32, area: RegionArea) -> Result<Arc<dyn HostMemory>, DeviceError>;
+
+    /// What the device has of an interrupt kind; nothing when it has none.
+    fn irq(&self, index: IrqIndex) -> Option<IrqInfo>;
+
+    /// Has the device signal `events` for the vectors from `start` on; `None`
+    /// leaves or makes a vector silent. Enables the kind when it was off.
+    ///
+    /// # Errors
+    /// [`DeviceError::ShortOfVectors`] when the kernel has fewer, otherwise
+    /// [`DeviceError::Irq`].
+    fn set_irqs(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        events: &[Option<BorrowedFd<'_>>],
+    ) -> Result<(), DeviceError>;
+
+    /// Turns an interrupt kind off altogether. Does nothing when it is off.
+    ///
+    /// # Errors
+    /// [`DeviceError::Irq`].
+    fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError>;
+
+    /// Whether [`Self::reset`] can work (`VFIO_DEVICE_FLAGS_RESET`).
+    fn can_reset(&self) -> bool;
+
+    /// Resets the function.
+    ///
+    /// # Errors
+    /// [`DeviceError::Reset`].
+    fn reset(&self) -> Result<(), DeviceError>;
+}
