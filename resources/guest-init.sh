@@ -1,0 +1,119 @@
+#!/bin/busybox sh
+# PID 1 of a guest. Does what the kernel command line asks for, in its order,
+# and prints one marker line, beginning with "lab:", for each milestone:
+#
+#   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
+#   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
+#   lab.pings=N           how many echo requests `net` sends (default 3)
+#   lab.wait=N            longest wait for a device, in seconds (default 20)
+#
+# Tasks: nvme, net, pci, cpus, sleep, poweroff, reboot, panic, shell.
+
+/bin/busybox mkdir -p /bin /proc /sys /dev /tmp
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+
+# Markers go through the console only, one write each, so that a kernel message
+# cannot stand in the middle of one.
+marker() {
+    read -r uptime _ </proc/uptime
+    echo "lab: $1 uptime=$uptime${2:+ $2}"
+}
+
+# setting NAME DEFAULT: the value of NAME=… on the kernel command line.
+setting() {
+    value=$2
+    for word in $(cat /proc/cmdline); do
+        case $word in "$1="*) value=${word#*=} ;; esac
+    done
+    echo "$value"
+}
+
+limit=$(setting lab.wait 20)
+
+# await WHAT TEST…: waits until the test holds; fails with a marker after the limit.
+await() {
+    what=$1
+    shift
+    tries=$((limit * 20))
+    until "$@"; do
+        tries=$((tries - 1))
+        if [ "$tries" -le 0 ]; then
+            marker missing "what=$what"
+            return 1
+        fi
+        usleep 50000
+    done
+}
+
+# The interrupts that arrived, one marker a line of /proc/interrupts that names
+# the device's driver queue or interface: name, count of each CPU added up.
+interrupts() {
+    cpus=$(grep -c '^processor' /proc/cpuinfo)
+    grep -E "[[:space:]]$1[^[:space:]]*\$" /proc/interrupts | while read -r number rest; do
+        set -- $rest
+        sum=0
+        i=0
+        while [ "$i" -lt "$cpus" ]; do
+            sum=$((sum + $1))
+            shift
+            i=$((i + 1))
+        done
+        chip=$1
+        while [ $# -gt 1 ]; do shift; done
+        marker interrupts "irq=${number%:} name=$1 count=$sum chip=$chip"
+    done
+}
+
+task_nvme() {
+    bytes=$(setting lab.bytes 4194304)
+    await nvme0n1 test -b /dev/nvme0n1 || return
+    for disk in /dev/nvme[0-9]n[0-9]; do
+        name=${disk#/dev/}
+        marker nvme-found "disk=$name sectors=$(cat "/sys/block/$name/size")"
+        dd if="$disk" of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null && marker nvme-first-read "disk=$name"
+        sum=$(dd if="$disk" bs=65536 count="$((bytes / 65536))" 2>/dev/null | sha256sum)
+        marker nvme-read "disk=$name sha256=${sum%% *} bytes=$((bytes / 65536 * 65536))"
+    done
+    interrupts nvme
+}
+
+task_net() {
+    pings=$(setting lab.pings 3)
+    await eth0 test -e /sys/class/net/eth0 || return
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+    await link grep -q 1 /sys/class/net/eth0/carrier || return
+    received=$(ping -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
+    marker net "driver=$(basename "$(readlink /sys/class/net/eth0/device/driver)") sent=$pings received=${received:-0}"
+    interrupts eth0
+}
+
+task_pci() {
+    for device in /sys/bus/pci/devices/*; do
+        driver=$(readlink "$device/driver")
+        marker pci "address=${device##*/} id=$(cat "$device/vendor"):$(cat "$device/device") driver=${driver##*/}"
+    done
+}
+
+task_cpus() {
+    marker cpus "online=$(grep -c '^processor' /proc/cpuinfo)"
+}
+
+marker init
+for task in $(setting lab.do shell | tr , ' '); do
+    case $task in
+    nvme | net | pci | cpus) "task_$task" ;;
+    sleep) marker sleep && sleep 1000000 ;;
+    poweroff) marker poweroff && poweroff -f ;;
+    reboot) marker reboot && reboot -f ;;
+    panic) marker panic && echo 1 >/proc/sys/kernel/sysrq && echo c >/proc/sysrq-trigger ;;
+    shell) setsid cttyhack sh ;;
+    *) marker unknown-task "task=$task" ;;
+    esac
+done
+marker end
+poweroff -f

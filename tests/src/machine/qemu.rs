@@ -1,0 +1,552 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::{Device, DeviceModel, Machine, Slot};
+use crate::agent::protocol::PORT_NAME;
+
+/// The files of one run of QEMU.
+#[derive(Clone, Debug)]
+pub struct QemuFiles {
+    /// The nested host's kernel (bzImage).
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initrd: PathBuf,
+    /// The directory that it shares read-write.
+    pub work: PathBuf,
+    /// Where its console is written to.
+    pub console: PathBuf,
+    /// The image of each disk, by the device's name.
+    pub disks: BTreeMap<String, PathBuf>,
+}
+
+/// QEMU's arguments, and where each named device will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuPlan {
+    /// The arguments, without the program.
+    pub args: Vec<String>,
+    /// Where the devices are, by name.
+    pub locations: BTreeMap<String, Location>,
+}
+
+/// The place of a device in the topology: it decides the device's address, but
+/// firmware numbers the buses, so the address is only known after the boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The number of the root bus.
+    pub root_bus: u8,
+    /// Device and function on each bus on the way down, the device's own last.
+    pub chain: Vec<(u8, u8)>,
+}
+
+impl Location {
+    /// Whether `path`, the resolved sysfs directory of a PCI device, is this place.
+    pub fn is(&self, path: &str) -> bool {
+        let root = format!("pci0000:{:02x}", self.root_bus);
+        let mut parts = path.split('/').skip_while(|part| *part != root).skip(1);
+        let chain = self.chain.iter().all(|(device, function)| {
+            let end = format!("{device:02x}.{function:x}");
+            parts
+                .next()
+                .and_then(|part| part.rsplit(':').next())
+                .is_some_and(|part| part == end)
+        });
+        chain && parts.next().is_none()
+    }
+}
+
+/// Why a machine can't be put on a command line.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum QemuError {
+    /// There are more slots than the root bus has left.
+    #[error("machine '{0}' has more than {max} slots", max = LAST_SLOT - FIRST_SLOT + 1)]
+    TooManySlots(String),
+    /// A slot, port or bridge has more or fewer devices than it can.
+    #[error("machine '{machine}': {what} takes 1 to {max} devices, not {given}")]
+    Count {
+        /// Which machine.
+        machine: String,
+        /// What takes them.
+        what: &'static str,
+        /// How many at most.
+        max: usize,
+        /// How many were given.
+        given: usize,
+    },
+    /// Two devices have one name.
+    #[error("machine '{machine}' has two devices named '{name}'")]
+    Duplicate {
+        /// Which machine.
+        machine: String,
+        /// The name.
+        name: String,
+    },
+    /// A disk has no image file.
+    #[error("no image file was made for the disk of device '{0}'")]
+    NoImage(String),
+}
+
+const FIRST_SLOT: u8 = 0x03;
+const LAST_SLOT: u8 = 0x1a;
+/// The lab's own devices stand behind the scenario's, out of the way.
+const AGENT_SLOT: u8 = 0x1b;
+const ROOT_SHARE_SLOT: u8 = 0x1c;
+const WORK_SHARE_SLOT: u8 = 0x1d;
+/// The first number of a root bus besides bus 0; far above what the bridges
+/// below bus 0 get.
+const FIRST_EXTRA_BUS: u8 = 0x40;
+
+/// QEMU's command line for `machine`. The agent's port is a socket that QEMU
+/// must inherit as its standard input.
+///
+/// # Errors
+/// [`QemuError`] when the machine cannot be.
+pub fn command_line(machine: &Machine, files: &QemuFiles) -> Result<QemuPlan, QemuError> {
+    let mut builder = Builder {
+        machine,
+        files,
+        args: Vec::new(),
+        locations: BTreeMap::new(),
+        chassis: 0,
+    };
+    builder.base();
+    if builder.machine.slots.len() > usize::from(LAST_SLOT - FIRST_SLOT + 1) {
+        return Err(QemuError::TooManySlots(machine.name.clone()));
+    }
+    for (slot, number) in machine.slots.iter().zip(FIRST_SLOT..) {
+        builder.slot(slot, number)?;
+    }
+    builder.args.extend(machine.extra.iter().cloned());
+    Ok(QemuPlan {
+        args: builder.args,
+        locations: builder.locations,
+    })
+}
+
+struct Builder<'a> {
+    machine: &'a Machine,
+    files: &'a QemuFiles,
+    args: Vec<String>,
+    locations: BTreeMap<String, Location>,
+    chassis: u8,
+}
+
+impl Builder<'_> {
+    fn arg(&mut self, option: &str, value: impl Into<String>) {
+        self.args.push(option.to_owned());
+        self.args.push(value.into());
+    }
+
+    fn base(&mut self) {
+        let machine = self.machine;
+        // A split irqchip is what interrupt remapping needs. Without XSAVE,
+        // because QEMU 7.2's nested SVM reports wrong XSAVE sizes to guests.
+        self.arg("-machine", "q35,accel=tcg,kernel-irqchip=split");
+        let mut cpu = "max,-xsave".to_owned();
+        for flag in &machine.cpu_flags {
+            cpu = format!("{cpu},{flag}");
+        }
+        self.arg("-cpu", cpu);
+        self.arg("-smp", machine.cpus.to_string());
+        self.arg("-m", machine.memory_mib.to_string());
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            self.args.push(flag.to_owned());
+        }
+        self.arg("-display", "none");
+        self.arg(
+            "-chardev",
+            format!("file,id=console,path={}", escape(&self.files.console)),
+        );
+        self.arg("-serial", "chardev:console");
+        self.arg("-kernel", self.files.kernel.to_string_lossy());
+        self.arg("-initrd", self.files.initrd.to_string_lossy());
+        let mut cmdline = "console=ttyS0 panic=-1 quiet".to_owned();
+        if machine.iommu.is_some() {
+            cmdline.push_str(" intel_iommu=on");
+        }
+        for words in &machine.cmdline {
+            cmdline.push(' ');
+            cmdline.push_str(words);
+        }
+        self.arg("-append", cmdline);
+        if let Some(iommu) = machine.iommu {
+            let remapping = if iommu.interrupt_remapping {
+                "on"
+            } else {
+                "off"
+            };
+            self.arg(
+                "-device",
+                format!(
+                    "intel-iommu,intremap={remapping},caching-mode=on,device-iotlb=on,aw-bits={}",
+                    iommu.address_bits
+                ),
+            );
+        }
+        self.arg("-chardev", "socket,id=agent,fd=0");
+        self.arg(
+            "-device",
+            format!("virtio-serial-pci,id=agent-bus,bus=pcie.0,addr={AGENT_SLOT:#x}"),
+        );
+        self.arg(
+            "-device",
+            format!("virtserialport,bus=agent-bus.0,chardev=agent,name={PORT_NAME}"),
+        );
+        self.share("root", Path::new("/"), true, ROOT_SHARE_SLOT);
+        let work = self.files.work.clone();
+        self.share("work", &work, false, WORK_SHARE_SLOT);
+    }
+
+    fn share(&mut self, tag: &str, path: &Path, read_only: bool, slot: u8) {
+        let mode = if read_only { ",readonly=on" } else { "" };
+        self.arg(
+            "-fsdev",
+            format!(
+                "local,id={tag},path={},security_model=none,multidevs=remap{mode}",
+                escape(path)
+            ),
+        );
+        self.arg(
+            "-device",
+            format!("virtio-9p-pci,fsdev={tag},mount_tag={tag},bus=pcie.0,addr={slot:#x}"),
+        );
+    }
+
+    fn slot(&mut self, slot: &Slot, number: u8) -> Result<(), QemuError> {
+        match slot {
+            Slot::Port { acs, functions } => {
+                self.count("a device below a root port", functions.len(), 8)?;
+                let port = self.port("pcie.0", number, 0, false, *acs);
+                for (device, function) in functions.iter().zip(0..) {
+                    let many = if function == 0 && functions.len() > 1 {
+                        ",multifunction=on"
+                    } else {
+                        ""
+                    };
+                    let place = format!("bus={port},addr=0x0.{function}{many}");
+                    self.device(device, &place, 0, vec![(number, 0), (0, function)])?;
+                }
+            }
+            Slot::Ports { acs, devices } => {
+                self.count("a slot of root ports", devices.len(), 8)?;
+                for (device, function) in devices.iter().zip(0..) {
+                    let many = function == 0 && devices.len() > 1;
+                    let port = self.port("pcie.0", number, function, many, *acs);
+                    let place = format!("bus={port},addr=0x0");
+                    self.device(device, &place, 0, vec![(number, function), (0, 0)])?;
+                }
+            }
+            Slot::ConventionalBridge(devices) => {
+                self.count("a conventional bridge", devices.len(), 31)?;
+                let port = self.port("pcie.0", number, 0, false, true);
+                let bridge = format!("{port}-bridge");
+                self.arg(
+                    "-device",
+                    format!("pcie-pci-bridge,id={bridge},bus={port},addr=0x0"),
+                );
+                for (device, below) in devices.iter().zip(1..) {
+                    let place = format!("bus={bridge},addr={below:#x}");
+                    self.device(device, &place, 0, vec![(number, 0), (0, 0), (below, 0)])?;
+                }
+            }
+            Slot::Integrated(device) => {
+                let place = format!("bus=pcie.0,addr={number:#x}");
+                self.device(device, &place, 0, vec![(number, 0)])?;
+            }
+            Slot::Bypassed(device) => {
+                let bus = FIRST_EXTRA_BUS + 4 * (number - FIRST_SLOT);
+                let host_bridge = format!("pxb{number}");
+                self.arg(
+                    "-device",
+                    format!(
+                        "pxb-pcie,id={host_bridge},bus=pcie.0,addr={number:#x},bus_nr={bus},bypass_iommu=on"
+                    ),
+                );
+                let port = self.port(&host_bridge, 0, 0, false, true);
+                let place = format!("bus={port},addr=0x0");
+                self.device(device, &place, bus, vec![(0, 0), (0, 0)])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, what: &'static str, given: usize, max: usize) -> Result<(), QemuError> {
+        if (1..=max).contains(&given) {
+            return Ok(());
+        }
+        Err(QemuError::Count {
+            machine: self.machine.name.clone(),
+            what,
+            max,
+            given,
+        })
+    }
+
+    /// Adds a root port and returns its id.
+    fn port(&mut self, bus: &str, device: u8, function: u8, many: bool, acs: bool) -> String {
+        self.chassis += 1;
+        let id = format!("port{}", self.chassis);
+        let chassis = self.chassis;
+        let mut value = format!(
+            "pcie-root-port,id={id},bus={bus},addr={device:#x}.{function},chassis={chassis},slot={chassis}"
+        );
+        if many {
+            value.push_str(",multifunction=on");
+        }
+        if !acs {
+            value.push_str(",disable-acs=on");
+        }
+        self.arg("-device", value);
+        id
+    }
+
+    fn device(
+        &mut self,
+        device: &Device,
+        place: &str,
+        root_bus: u8,
+        chain: Vec<(u8, u8)>,
+    ) -> Result<(), QemuError> {
+        let name = &device.name;
+        let location = Location { root_bus, chain };
+        if self.locations.insert(name.clone(), location).is_some() {
+            return Err(QemuError::Duplicate {
+                machine: self.machine.name.clone(),
+                name: name.clone(),
+            });
+        }
+        let model = match &device.model {
+            DeviceModel::Nvme(_) => {
+                let image = self
+                    .files
+                    .disks
+                    .get(name)
+                    .ok_or_else(|| QemuError::NoImage(name.clone()))?;
+                let drive = format!("if=none,id={name}-drive,format=raw,file={}", escape(image));
+                self.arg("-drive", drive);
+                format!("nvme,serial={name},drive={name}-drive")
+            }
+            DeviceModel::E1000e => self.nic("e1000e", name),
+            DeviceModel::E1000 => self.nic("e1000", name),
+            DeviceModel::Edu => "edu".to_owned(),
+            DeviceModel::Other(model) => model.clone(),
+        };
+        let mut value = format!("{model},id={name},{place}");
+        for property in &device.properties {
+            value.push(',');
+            value.push_str(property);
+        }
+        self.arg("-device", value);
+        Ok(())
+    }
+
+    fn nic(&mut self, model: &str, name: &str) -> String {
+        self.arg("-netdev", format!("user,id={name}-net,restrict=on"));
+        format!("{model},netdev={name}-net")
+    }
+}
+
+/// A path as the value of a QEMU option: commas are doubled.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Disk, Iommu};
+
+    fn files() -> QemuFiles {
+        QemuFiles {
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            work: "/a,b".into(),
+            console: "/c".into(),
+            disks: [("disk".to_owned(), PathBuf::from("/d.img"))].into(),
+        }
+    }
+
+    fn plan(machine: &Machine) -> QemuPlan {
+        command_line(machine, &files()).unwrap()
+    }
+
+    /// The values of the option, in order.
+    fn values<'a>(plan: &'a QemuPlan, option: &str) -> Vec<&'a str> {
+        plan.args
+            .windows(2)
+            .filter(|pair| pair[0] == option)
+            .map(|pair| pair[1].as_str())
+            .collect()
+    }
+
+    fn devices(machine: &Machine) -> Vec<String> {
+        let base = values(&plan(&Machine::new("base")), "-device").len();
+        values(&plan(machine), "-device")[base..]
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn the_base_is_the_machine_that_was_seen_to_work() {
+        let plan = plan(
+            &Machine::new("m")
+                .cpus(2)
+                .memory_mib(1024)
+                .cmdline("x=1")
+                .cpu_flag("-erms"),
+        );
+        assert_eq!(
+            values(&plan, "-machine"),
+            ["q35,accel=tcg,kernel-irqchip=split"]
+        );
+        assert_eq!(values(&plan, "-cpu"), ["max,-xsave,-erms"]);
+        assert_eq!(values(&plan, "-smp"), ["2"]);
+        assert_eq!(values(&plan, "-m"), ["1024"]);
+        assert_eq!(
+            values(&plan, "-append"),
+            ["console=ttyS0 panic=-1 quiet intel_iommu=on x=1"]
+        );
+        assert_eq!(
+            values(&plan, "-device")[0],
+            "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on,aw-bits=39"
+        );
+        assert_eq!(
+            values(&plan, "-fsdev"),
+            [
+                "local,id=root,path=/,security_model=none,multidevs=remap,readonly=on",
+                "local,id=work,path=/a,,b,security_model=none,multidevs=remap"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_iommu_can_be_wider_without_remapping_or_absent() {
+        let wide = Iommu {
+            address_bits: 48,
+            interrupt_remapping: false,
+        };
+        let with = plan(&Machine::new("m").iommu(Some(wide)));
+        assert_eq!(
+            values(&with, "-device")[0],
+            "intel-iommu,intremap=off,caching-mode=on,device-iotlb=on,aw-bits=48"
+        );
+        let without = plan(&Machine::new("m").iommu(None));
+        assert!(!without.args.iter().any(|arg| arg.contains("iommu")));
+    }
+
+    #[test]
+    fn an_nvme_gets_a_port_and_a_drive_of_its_own() {
+        let machine = Machine::new("m")
+            .device(Device::nvme("disk", Disk::pattern(512)).property("msix_qsize=17"));
+        assert_eq!(
+            devices(&machine),
+            [
+                "pcie-root-port,id=port1,bus=pcie.0,addr=0x3.0,chassis=1,slot=1",
+                "nvme,serial=disk,drive=disk-drive,id=disk,bus=port1,addr=0x0.0,msix_qsize=17",
+            ]
+        );
+        assert_eq!(
+            values(&plan(&machine), "-drive"),
+            ["if=none,id=disk-drive,format=raw,file=/d.img"]
+        );
+    }
+
+    #[test]
+    fn topologies_have_their_bridges_and_flags() {
+        let multifunction = Machine::new("m").slot(Slot::Port {
+            acs: true,
+            functions: vec![Device::edu("a"), Device::edu("b")],
+        });
+        assert_eq!(
+            devices(&multifunction)[1..],
+            [
+                "edu,id=a,bus=port1,addr=0x0.0,multifunction=on",
+                "edu,id=b,bus=port1,addr=0x0.1",
+            ]
+        );
+        let ports = Machine::new("m").slot(Slot::Ports {
+            acs: false,
+            devices: vec![Device::edu("a"), Device::edu("b")],
+        });
+        assert_eq!(
+            devices(&ports),
+            [
+                "pcie-root-port,id=port1,bus=pcie.0,addr=0x3.0,chassis=1,slot=1,multifunction=on,disable-acs=on",
+                "edu,id=a,bus=port1,addr=0x0",
+                "pcie-root-port,id=port2,bus=pcie.0,addr=0x3.1,chassis=2,slot=2,disable-acs=on",
+                "edu,id=b,bus=port2,addr=0x0",
+            ]
+        );
+        let bridge = Machine::new("m").slot(Slot::ConventionalBridge(vec![Device::e1000("a")]));
+        assert_eq!(
+            devices(&bridge)[1..],
+            [
+                "pcie-pci-bridge,id=port1-bridge,bus=port1,addr=0x0",
+                "e1000,netdev=a-net,id=a,bus=port1-bridge,addr=0x1",
+            ]
+        );
+        assert_eq!(
+            values(&plan(&bridge), "-netdev"),
+            ["user,id=a-net,restrict=on"]
+        );
+        let bypassed = Machine::new("m").slot(Slot::Bypassed(Device::edu("a")));
+        assert_eq!(
+            devices(&bypassed)[0],
+            "pxb-pcie,id=pxb3,bus=pcie.0,addr=0x3,bus_nr=64,bypass_iommu=on"
+        );
+    }
+
+    #[test]
+    fn a_location_matches_the_path_of_its_device_only() {
+        let plan = plan(
+            &Machine::new("m")
+                .slot(Slot::Integrated(Device::edu("root")))
+                .slot(Slot::ConventionalBridge(vec![Device::edu("deep")]))
+                .slot(Slot::Bypassed(Device::edu("free"))),
+        );
+        let deep = &plan.locations["deep"];
+        assert!(deep.is("/sys/devices/pci0000:00/0000:00:04.0/0000:01:00.0/0000:02:01.0"));
+        assert!(!deep.is("/sys/devices/pci0000:00/0000:00:04.0/0000:01:00.0"));
+        assert!(!deep.is("/sys/devices/pci0000:00/0000:00:04.0/0000:01:00.0/0000:02:02.0"));
+        assert!(!deep.is("/sys/devices/pci0000:40/0000:00:04.0/0000:01:00.0/0000:02:01.0"));
+        assert!(plan.locations["root"].is("/sys/devices/pci0000:00/0000:00:03.0"));
+        assert!(plan.locations["free"].is("/sys/devices/pci0000:48/0000:48:00.0/0000:49:00.0"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_name() {
+        let machine = Machine::new("m")
+            .device(Device::edu("a"))
+            .device(Device::edu("a"));
+        assert_eq!(
+            command_line(&machine, &files()).unwrap_err().to_string(),
+            "machine 'm' has two devices named 'a'"
+        );
+        let machine = Machine::new("m").slot(Slot::Port {
+            acs: true,
+            functions: Vec::new(),
+        });
+        assert!(matches!(
+            command_line(&machine, &files()),
+            Err(QemuError::Count {
+                given: 0,
+                max: 8,
+                ..
+            })
+        ));
+        let machine = (0..25).fold(Machine::new("m"), |machine, n| {
+            machine.device(Device::edu(format!("e{n}")))
+        });
+        assert_eq!(
+            command_line(&machine, &files()),
+            Err(QemuError::TooManySlots("m".into()))
+        );
+        let machine = Machine::new("m").device(Device::nvme("other", Disk::pattern(512)));
+        assert_eq!(
+            command_line(&machine, &files()),
+            Err(QemuError::NoImage("other".into()))
+        );
+    }
+}
