@@ -7,4 +7,8 @@
 //! With default features off only [`pci`] remains.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "machine")]
+pub mod bus;
+#[cfg(feature = "machine")]
+pub mod legacy;
 pub mod pci;

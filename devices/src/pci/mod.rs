@@ -1,9 +1,25 @@
 //! The guest's PCI: addresses, functions and their config space.
 
+#[cfg(feature = "machine")]
+mod access;
 mod address;
 mod bar;
+mod capability;
+mod config;
+#[cfg(test)]
+mod fake;
 mod function;
+mod host_bridge;
+mod msix;
+mod root_complex;
 
+#[cfg(feature = "machine")]
+pub use access::{BarAccess, ConfigPorts, Ecam};
 pub use address::{PciAddress, PciAddressError};
 pub use bar::{BarDecode, BarIndex, BarInfo, BarKind};
+pub use capability::{Capability, ExtendedCapability, capabilities, extended_capabilities};
+pub use config::{CONFIG_SPACE_SIZE, ConfigSpace, Register};
 pub use function::{Effects, FunctionHandle, PciFunction, SettleError};
+pub use host_bridge::{HOST_BRIDGE_ID, HostBridge};
+pub use msix::{MsiMessage, Msix};
+pub use root_complex::{EffectSink, RootComplex, TopologyError};
