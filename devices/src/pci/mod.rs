@@ -12,6 +12,7 @@ mod function;
 mod host_bridge;
 mod msix;
 mod root_complex;
+pub mod window;
 
 #[cfg(feature = "machine")]
 pub use access::{BarAccess, ConfigPorts, Ecam};
