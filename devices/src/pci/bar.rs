@@ -1,5 +1,7 @@
 use std::fmt;
 
+use super::config::{ConfigSpace, Register};
+
 /// The number of a base address register: 0 to 5, or the expansion ROM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BarIndex(u8);
@@ -89,4 +91,146 @@ pub struct BarDecode {
     pub bar: BarInfo,
     /// The first guest address (or port) that it answers.
     pub address: u64,
+}
+
+impl BarInfo {
+    /// Bytes below which a memory BAR can't go: its low four bits are type
+    /// bits (PCI 3.0 §6.2.5.1).
+    const MIN_MEMORY: u64 = 16;
+    /// Bytes below which an I/O BAR can't go: its low two bits are type bits.
+    const MIN_IO: u64 = 4;
+    /// The largest 32-bit BAR.
+    const MAX_32_BIT: u64 = 1 << 31;
+
+    /// Whether a BAR can look like this: the size is a power of two that its
+    /// register can express, and a 64-bit BAR has a register after it.
+    pub const fn is_valid(&self) -> bool {
+        let (min, max) = match self.kind {
+            BarKind::Memory32 { .. } => (Self::MIN_MEMORY, Self::MAX_32_BIT),
+            BarKind::Memory64 { .. } => (Self::MIN_MEMORY, 1 << 63),
+            BarKind::Io => (Self::MIN_IO, Self::MAX_32_BIT),
+        };
+        let fits = self.size >= min && self.size <= max && self.size.is_power_of_two();
+        fits && self.index.0 < 6 && !(self.kind.is_64_bit() && self.index.0 == 5)
+    }
+
+    /// The type bits that the register's low bits read as.
+    const fn type_bits(&self) -> u32 {
+        match self.kind {
+            BarKind::Io => 1,
+            BarKind::Memory32 { prefetchable } => (prefetchable as u32) << 3,
+            BarKind::Memory64 { prefetchable } => (prefetchable as u32) << 3 | 0x4,
+        }
+    }
+
+    /// Puts the BAR's registers into `config`, with address zero. A guest
+    /// that writes all ones to them reads back the size.
+    pub fn define(&self, config: &mut ConfigSpace) {
+        let mask = !(self.size - 1);
+        let register = self.index.register();
+        let low = mask as u32;
+        config.define(Register::writable(register, 4, self.type_bits(), low));
+        if self.kind.is_64_bit() {
+            let high = (mask >> 32) as u32;
+            config.define(Register::writable(register + 4, 4, 0, high));
+        }
+    }
+
+    /// The address in the BAR's registers, if the BAR can decode it.
+    ///
+    /// Zero means that none was set. The topmost place of its address space
+    /// is what a register holds while the guest sizes the BAR, and no BAR can
+    /// live there.
+    pub fn address(&self, config: &ConfigSpace) -> Option<u64> {
+        let register = self.index.register();
+        let type_mask = if self.kind.is_io() { 0x3 } else { 0xf };
+        let mut address = u64::from(config.u32(register) & !type_mask);
+        let mut top = u64::from(u32::MAX);
+        if self.kind.is_64_bit() {
+            address |= u64::from(config.u32(register + 4)) << 32;
+            top = u64::MAX;
+        }
+        let last = address.checked_add(self.size - 1)?;
+        (address != 0 && last < top).then_some(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bar(index: u8, kind: BarKind, size: u64) -> BarInfo {
+        let index = BarIndex::new(index).unwrap();
+        BarInfo { index, kind, size }
+    }
+
+    const PREFETCHABLE: BarKind = BarKind::Memory64 { prefetchable: true };
+    const PLAIN: BarKind = BarKind::Memory32 {
+        prefetchable: false,
+    };
+
+    #[test]
+    fn sizing_shows_size_and_type() {
+        let mut config = ConfigSpace::new();
+        bar(0, PLAIN, 0x4000).define(&mut config);
+        bar(1, BarKind::Io, 0x20).define(&mut config);
+        bar(2, PREFETCHABLE, 1 << 34).define(&mut config);
+        let read: Vec<u32> = [0x10, 0x14, 0x18, 0x1c]
+            .map(|register| {
+                config.write(register, &[0xff; 4]);
+                config.u32(register)
+            })
+            .into();
+        assert_eq!(read, [0xffff_c000, 0xffff_ffe1, 0xc, 0xffff_fffc]);
+    }
+
+    #[test]
+    fn no_address_while_unset_or_being_sized() {
+        for info in [
+            bar(0, PLAIN, 0x4000),
+            bar(0, BarKind::Io, 0x20),
+            bar(0, PREFETCHABLE, 0x4000),
+        ] {
+            let mut config = ConfigSpace::new();
+            info.define(&mut config);
+            assert_eq!(info.address(&config), None);
+            config.write(0x10, &[0xff; 8]);
+            assert_eq!(info.address(&config), None);
+            config.write(0x10, &0x8000_u64.to_le_bytes());
+            assert_eq!(info.address(&config), Some(0x8000));
+        }
+    }
+
+    #[test]
+    fn impossible_bars() {
+        assert!(bar(0, PLAIN, 16).is_valid());
+        assert!(!bar(0, PLAIN, 8).is_valid());
+        assert!(!bar(0, PLAIN, 0).is_valid());
+        assert!(!bar(0, PLAIN, 0x3000).is_valid());
+        assert!(!bar(0, PLAIN, 1 << 32).is_valid());
+        assert!(bar(4, PREFETCHABLE, 1 << 40).is_valid());
+        assert!(!bar(5, PREFETCHABLE, 1 << 40).is_valid());
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_is_aligned_and_read_back(
+            bits in 4_u32..63,
+            wide: bool,
+            writes in proptest::collection::vec((0_u16..8, any::<u64>()), 0..8),
+        ) {
+            let kind = if wide { PREFETCHABLE } else { PLAIN };
+            let info = bar(0, kind, 1 << bits.min(if wide { 63 } else { 31 }));
+            let mut config = ConfigSpace::new();
+            info.define(&mut config);
+            for (at, value) in writes {
+                config.write(0x10 + at, &value.to_le_bytes());
+                if let Some(address) = info.address(&config) {
+                    prop_assert_eq!(address % info.size, 0);
+                    prop_assert!(address.checked_add(info.size).is_some());
+                }
+            }
+        }
+    }
 }
