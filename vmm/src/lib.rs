@@ -1,1 +1,18 @@
-//! The monitor.
+//! A small KVM virtual machine monitor for assigned PCI devices.
+//!
+//! [`vm`] is where the floors are wired; everything else is one part of a
+//! machine: [`memory`], [`vcpu`], [`interrupts`], [`boot`], [`platform`].
+
+pub mod boot;
+pub mod config;
+pub mod dma;
+pub mod event_loop;
+pub mod interrupts;
+pub mod kvm;
+pub mod memory;
+pub mod outcome;
+pub mod platform;
+mod sys;
+pub mod timeline;
+pub mod vcpu;
+pub mod wiring;

@@ -1,0 +1,210 @@
+//! What a VM consists of, as plain data.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The most vCPUs a VM may have.
+pub const MAX_CPUS: u8 = 8;
+/// RAM comes in huge pages.
+const MEMORY_STEP: u64 = 2 << 20;
+
+/// A VM to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// bzImage or PVH ELF.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Guest RAM.
+    pub memory: MemorySize,
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Host addresses of the devices to assign, as the user wrote them.
+    pub devices: Vec<String>,
+    /// Where the guest's first serial port goes.
+    pub serial: SerialOutput,
+}
+
+/// Where the guest's first serial port goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SerialOutput {
+    /// Standard input and output; a terminal is in raw mode meanwhile.
+    #[default]
+    Stdio,
+    /// Output into a file, which is truncated; no input.
+    File(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// Bytes of guest RAM, a multiple of 2 MiB and not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct MemorySize(u64);
+
+/// Why something is not a VM that can be run.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// No size.
+    #[error("'{0}' is not a memory size: write a number with K, M, G or T, for example 512M")]
+    NotASize(String),
+    /// A size that RAM can't have.
+    #[error("guest memory of {0} bytes is impossible: give a multiple of 2 MiB, at least 2M")]
+    BadMemory(u64),
+    /// Too few or too many vCPUs.
+    #[error("{0} CPUs are impossible: give 1 to {MAX_CPUS}")]
+    BadCpus(u8),
+}
+
+impl MemorySize {
+    /// `bytes` of RAM.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadMemory`] for 0 and for what is no multiple of 2 MiB.
+    pub fn new(bytes: u64) -> Result<Self, ConfigError> {
+        if bytes == 0 || !bytes.is_multiple_of(MEMORY_STEP) {
+            return Err(ConfigError::BadMemory(bytes));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for MemorySize {
+    type Error = ConfigError;
+
+    fn try_from(bytes: u64) -> Result<Self, Self::Error> {
+        Self::new(bytes)
+    }
+}
+
+impl From<MemorySize> for u64 {
+    fn from(size: MemorySize) -> Self {
+        size.0
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let not_a_size = || ConfigError::NotASize(text.to_owned());
+        let unit_at = text.len().saturating_sub(1);
+        let (number, unit) = text.split_at_checked(unit_at).ok_or_else(not_a_size)?;
+        let shift = match unit {
+            "K" | "k" => 10,
+            "M" | "m" => 20,
+            "G" | "g" => 30,
+            "T" | "t" => 40,
+            // A bare 0 is a size, the wrong one.
+            "0" if number.is_empty() => 0,
+            _ => return Err(not_a_size()),
+        };
+        let number = if shift == 0 { "0" } else { number };
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(not_a_size());
+        }
+        let number: u64 = number.parse().map_err(|_| not_a_size())?;
+        let bytes = number.checked_mul(1 << shift).ok_or_else(not_a_size)?;
+        Self::new(bytes)
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 >> 20 {
+            mib if mib.is_multiple_of(1024) => write!(f, "{} GiB", mib / 1024),
+            mib => write!(f, "{mib} MiB"),
+        }
+    }
+}
+
+impl VmConfig {
+    /// Checks what the types leave open.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the value.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::BadCpus(self.cpus));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_users_type() {
+        assert_eq!("512M".parse(), Ok(MemorySize(512 << 20)));
+        assert_eq!("2g".parse(), Ok(MemorySize(2 << 30)));
+        assert_eq!("2048K".parse(), Ok(MemorySize(2 << 20)));
+        assert_eq!("512M".parse::<MemorySize>().unwrap().to_string(), "512 MiB");
+        assert_eq!("2048M".parse::<MemorySize>().unwrap().to_string(), "2 GiB");
+    }
+
+    #[test]
+    fn what_is_no_size_is_named() {
+        for text in [
+            "",
+            "M",
+            "512",
+            "half",
+            "-1G",
+            "+1G",
+            "1.5G",
+            "1GiB",
+            "99999999999T",
+            "1µ",
+        ] {
+            let error = text.parse::<MemorySize>().unwrap_err();
+            assert_eq!(error, ConfigError::NotASize(text.into()), "{text}");
+        }
+        for text in ["0", "0M", "1M", "3M", "1K"] {
+            let error = text.parse::<MemorySize>().unwrap_err();
+            assert!(matches!(error, ConfigError::BadMemory(_)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_config_goes_through_json() {
+        let config = VmConfig {
+            kernel: "vmlinuz".into(),
+            initrd: None,
+            cmdline: String::new(),
+            memory: MemorySize(2 << 20),
+            cpus: 1,
+            devices: vec!["0000:01:00.0".into()],
+            serial: SerialOutput::File("log".into()),
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);
+        assert!(serde_json::from_str::<VmConfig>(&text.replace("2097152", "1")).is_err());
+    }
+
+    #[test]
+    fn cpus_are_bounded() {
+        let mut config: VmConfig = serde_json::from_str(
+            r#"{"kernel":"k","initrd":null,"cmdline":"","memory":2097152,"cpus":1,"devices":[],"serial":"stdio"}"#,
+        )
+        .unwrap();
+        config.check().unwrap();
+        for cpus in [0, 9] {
+            config.cpus = cpus;
+            assert_eq!(config.check(), Err(ConfigError::BadCpus(cpus)));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The guest's machine: which device answers where.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use devices::bus::{BusDevice, BusError};
+use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
+use devices::pci::window::{self, Window, WindowError, Windows};
+use devices::pci::{ConfigPorts, Ecam, RootComplex};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::config::SerialOutput;
+use crate::event_loop::{Console, RoomNotice};
+use crate::interrupts::{Gsi, RouteError, Router};
+use crate::memory::{GuestLayout, GuestRange};
+use crate::outcome::EndReport;
+use crate::vcpu::Buses;
+
+/// Why the machine could not be put together.
+#[derive(Debug, Error)]
+pub enum PlatformError {
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The serial port's interrupt.
+    #[error("cannot give the serial port its interrupt")]
+    Interrupt(#[from] RouteError),
+    /// The serial port's output file.
+    #[error("cannot open {0} for the guest's serial output")]
+    SerialFile(std::path::PathBuf, #[source] io::Error),
+    /// Standard input.
+    #[error("cannot use standard input as the guest's console; try --serial off")]
+    Console(#[source] io::Error),
+}
+
+/// The power and reset ports of the guest.
+const POWER_BLOCK: u64 = 0x600;
+/// Where QEMU has it too.
+const PVPANIC: u64 = 0x505;
+/// Ports for I/O BARs.
+pub const IO_WINDOW: GuestRange = GuestRange {
+    start: 0x1000,
+    size: 0xf000,
+};
+
+/// Puts the legacy devices on their ports. Answers the serial port.
+///
+/// # Errors
+/// [`PlatformError`] when something can't be had.
+pub fn add_legacy(
+    buses: &Buses,
+    router: &Router,
+    output: &SerialOutput,
+    report: &Arc<EndReport>,
+) -> Result<(Arc<Serial>, Option<Console>), PlatformError> {
+    let writer: Box<dyn Write + Send> = match output {
+        SerialOutput::Stdio => Box::new(io::stdout()),
+        SerialOutput::Off => Box::new(io::sink()),
+        SerialOutput::File(path) => Box::new(
+            File::create(path).map_err(|error| PlatformError::SerialFile(path.clone(), error))?,
+        ),
+    };
+    let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PlatformError::Console)?;
+    let notice = room.try_clone().map_err(PlatformError::Console)?;
+    let irq = Gsi::ioapic_pin(Serial::COM1_IRQ).ok_or(RouteError::Exhausted)?;
+    let line = Arc::new(router.line(irq)?);
+    let serial = Serial::new(line, writer).with_input_notice(Arc::new(RoomNotice(notice)));
+    let serial = Arc::new(serial);
+    let console = match output {
+        SerialOutput::Stdio => Some(
+            Console::new(Arc::clone(&serial), room, Arc::clone(report))
+                .map_err(PlatformError::Console)?,
+        ),
+        SerialOutput::Off | SerialOutput::File(_) => None,
+    };
+    let events = || Arc::clone(report) as Arc<dyn devices::legacy::PowerEvents>;
+    let port = |name: &str, base, size, device: Arc<dyn BusDevice>| {
+        buses.pio.insert(name, base, size, device)
+    };
+    port("COM1", Serial::COM1, Serial::SIZE, serial.clone())?;
+    port(
+        "RTC",
+        Rtc::BASE,
+        Rtc::SIZE,
+        Arc::new(Rtc::new(Arc::new(HostClock))),
+    )?;
+    port(
+        "power",
+        POWER_BLOCK,
+        PowerBlock::SIZE,
+        Arc::new(PowerBlock::new(events())),
+    )?;
+    port(
+        "pvpanic",
+        PVPANIC,
+        PvPanic::SIZE,
+        Arc::new(PvPanic::new(events())),
+    )?;
+    let i8042 = Arc::new(I8042::new(events()));
+    port("i8042", I8042::BASE, I8042::SIZE, i8042)?;
+    Ok((serial, console))
+}
+
+/// Gives the root complex its two doors into config space.
+///
+/// # Errors
+/// [`BusError`] when something else is there.
+pub fn add_config_access(
+    buses: &Buses,
+    root: &Arc<RootComplex>,
+    layout: &GuestLayout,
+) -> Result<(), BusError> {
+    let ports = Arc::new(ConfigPorts::new(Arc::clone(root)));
+    buses
+        .pio
+        .insert("PCI config", ConfigPorts::BASE, ConfigPorts::SIZE, ports)?;
+    let ecam = Arc::new(Ecam::new(Arc::clone(root), 0));
+    buses
+        .mmio
+        .insert("ECAM", layout.ecam.start, layout.ecam.size, ecam)
+}
+
+/// Why the BARs have no place in the guest.
+#[derive(Debug, Error)]
+pub enum PlacementError {
+    /// A window is too small, or a function refuses.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// Bus 0 is full.
+    #[error("the guest's bus has 31 slots for devices: assign fewer")]
+    TooManyDevices,
+}
+
+/// Does what firmware would do: gives every BAR an address inside the windows.
+///
+/// # Errors
+/// [`PlacementError`] naming the BAR and what is free.
+pub fn place_bars(
+    root: &RootComplex,
+    layout: &GuestLayout,
+    page_size: u64,
+) -> Result<(), PlacementError> {
+    let window = |range: GuestRange| Window {
+        base: range.start,
+        size: range.size,
+    };
+    let windows = Windows {
+        memory32: Some(window(layout.mmio32)),
+        memory64: layout.mmio64.map(window),
+        io: Some(window(IO_WINDOW)),
+    };
+    let functions = root.functions();
+    let placements = window::place(&windows, page_size, &window::bar_requests(&functions))?;
+    for (address, function) in &functions {
+        // Decoding is off: nothing answers yet, so there is nothing to carry out.
+        let _ = window::program(*address, function, &placements)?;
+    }
+    for placed in &placements {
+        log::debug!(
+            "guest device {} {} of {:#x} bytes at {:#x}",
+            placed.function,
+            placed.bar.index,
+            placed.bar.size,
+            placed.address
+        );
+    }
+    Ok(())
+}
