@@ -16,6 +16,11 @@ use thiserror::Error;
 /// # Ok::<(), devices::pci::PciAddressError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(into = "String", try_from = "String")
+)]
 pub struct PciAddress {
     segment: u16,
     bus: u8,
@@ -116,6 +121,20 @@ impl fmt::Display for PciAddress {
             "{:04x}:{:02x}:{:02x}.{:x}",
             self.segment, self.bus, self.device, self.function
         )
+    }
+}
+
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.to_string()
+    }
+}
+
+impl TryFrom<String> for PciAddress {
+    type Error = PciAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
