@@ -196,7 +196,7 @@ proptest! {
         request.memory_bytes = Some(memory);
         let plan = Plan::make(&survey, &request);
         prop_assert!(!plan.is_go(), "the device is given twice");
-        prop_assert!(plan.to_string().ends_with("failed\n"));
+        prop_assert!(plan.to_string().ends_with("failed"));
         let text = serde_json::to_string(&(&survey, &plan)).unwrap();
         prop_assert_eq!(serde_json::from_str::<(Survey, Plan)>(&text).unwrap(), (survey, plan));
     }

@@ -204,10 +204,16 @@ fn driver(survey: &Survey, function: &Function) -> Item {
         Some(driver) => format!("is on the host driver '{driver}'"),
         None => "has no driver".to_owned(),
     };
-    Item::failed(
+    let item = Item::failed(
         Check::Driver,
         subject,
         format!("{device} {state}; a guest can get it only from vfio-pci"),
-    )
-    .fix(Remedy::bind_to_vfio(survey, device))
+    );
+    if function.group.is_some() {
+        item.fix(Remedy::bind_to_vfio(survey, device))
+    } else {
+        item.fix(Remedy::advice(
+            "get an IOMMU in front of it first: vfio-pci refuses a device without a group",
+        ))
+    }
 }

@@ -18,7 +18,7 @@
 //!         ..Request::default()
 //!     };
 //!     let plan = Plan::make(&survey, &request);
-//!     print!("{plan}");
+//!     println!("{plan}");
 //!     Ok(if plan.is_go() {
 //!         ExitCode::SUCCESS
 //!     } else {

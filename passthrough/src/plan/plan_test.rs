@@ -42,7 +42,7 @@ fn a_device_that_is_ready() {
          ✓ interrupt remapping is on\n\
          ✓ /dev/vfio/vfio may be opened\n\
          ✓ /dev/kvm may be opened\n\
-         ready: the device can be given to a guest\n"
+         ready: the device can be given to a guest"
     );
 }
 
@@ -65,7 +65,7 @@ fn without_devices_only_kvm_counts() {
     assert!(plan.is_go());
     assert_eq!(
         plan.to_string(),
-        "✓ /dev/kvm may be opened\nready: no device was asked for\n"
+        "✓ /dev/kvm may be opened\nready: no device was asked for"
     );
 }
 
@@ -81,7 +81,7 @@ fn arguments_that_name_no_device() {
     );
     assert!(
         plan.to_string()
-            .ends_with("not ready: 1 of 2 checks failed\n")
+            .ends_with("not ready: 1 of 2 checks failed")
     );
     assert_no(
         &host.plan(&["0000:01:20.0"]),
@@ -171,6 +171,14 @@ fn a_host_without_an_iommu() {
             "fix: take 'intel_iommu=off' off the kernel's command line and reboot",
         ],
     );
+    host.endpoint("0000:01:00.1", None, "nvme");
+    assert_eq!(
+        failures(&host.plan(&["01:00.1"]))[2..],
+        [
+            "0000:01:00.1 is on the host driver 'nvme'; a guest can get it only from vfio-pci",
+            "fix: get an IOMMU in front of it first: vfio-pci refuses a device without a group",
+        ]
+    );
     host.file("/proc/cmdline", "quiet").remove("/sys/firmware");
     let found = failures(&host.plan(&[DEVICE])).join("\n");
     assert!(found.contains("the firmware announces no IOMMU"), "{found}");
@@ -238,7 +246,7 @@ fn a_group_is_checked_once_for_all_its_devices() {
     assert_eq!(plan.to_string().matches(viable).count(), 1, "{plan}");
     assert!(
         plan.to_string()
-            .ends_with("ready: the 2 devices can be given to a guest\n")
+            .ends_with("ready: the 2 devices can be given to a guest")
     );
 }
 

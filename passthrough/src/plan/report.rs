@@ -4,7 +4,7 @@ use super::{Outcome, Plan};
 
 impl fmt::Display for Plan {
     /// The report for a user: a line for each item, the way out below those
-    /// that have one, and the answer at the end.
+    /// that have one, and the answer at the end, without a line end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for item in &self.items {
             let mark = match item.outcome {
@@ -20,10 +20,10 @@ impl fmt::Display for Plan {
         let failed = self.failures().count();
         let total = self.items.len();
         match (failed, self.devices.len()) {
-            (0, 0) => writeln!(f, "ready: no device was asked for"),
-            (0, 1) => writeln!(f, "ready: the device can be given to a guest"),
-            (0, devices) => writeln!(f, "ready: the {devices} devices can be given to a guest"),
-            _ => writeln!(f, "not ready: {failed} of {total} checks failed"),
+            (0, 0) => write!(f, "ready: no device was asked for"),
+            (0, 1) => write!(f, "ready: the device can be given to a guest"),
+            (0, devices) => write!(f, "ready: the {devices} devices can be given to a guest"),
+            _ => write!(f, "not ready: {failed} of {total} checks failed"),
         }
     }
 }
