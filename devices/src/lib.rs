@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "machine")]
+pub mod acpi;
+#[cfg(feature = "machine")]
 pub mod bus;
 #[cfg(feature = "machine")]
 pub mod legacy;

@@ -12,7 +12,9 @@ mod rtc;
 mod serial;
 
 pub use i8042::I8042;
+pub(crate) use power::SLEEP_TYPE_OFF;
 pub use power::{PowerBlock, PowerEvent, PowerEvents};
 pub use pvpanic::PvPanic;
+pub(crate) use rtc::CENTURY;
 pub use rtc::{Clock, HostClock, Rtc};
 pub use serial::{InputNotice, InterruptLine, Serial};
