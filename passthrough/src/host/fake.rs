@@ -41,7 +41,7 @@ impl FakeHost {
             .file("/proc/interrupts", " CPU0\n 1: 9 IR-IO-APIC 1-edge i8042\n")
             .file("/proc/cmdline", "console=ttyS0 quiet")
             .file("/sys/firmware/acpi/tables/DMAR", "")
-            .file("/sys/class/iommu/dmar0/intel-iommu/cap", "d2008c22260206\n")
+            .file("/sys/class/iommu/dmar0/intel-iommu/cap", "d2008c22260286\n")
             .file("/sys/class/iommu/dmar0/intel-iommu/ecap", "f00f4a\n")
             .file(
                 "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",

@@ -152,7 +152,8 @@ impl IommuUnit {
             IommuKind::IntelVtd
         } else if amd.is_some() || name.starts_with("ivhd") {
             IommuKind::AmdVi
-        } else if name.starts_with("virtio") {
+        } else if name.parse::<PciAddress>().is_ok() {
+            // Named after the bus of its virtio device.
             IommuKind::Virtio
         } else {
             IommuKind::Other
@@ -229,8 +230,8 @@ mod tests {
     #[test]
     fn address_width_is_what_linux_chooses() {
         // QEMU's intel-iommu, default and with aw-bits=48.
-        assert_eq!(vtd_address_width(0x00d2_008c_2226_0206), Some(39));
-        assert_eq!(vtd_address_width(0x00d2_008c_222f_0606), Some(48));
+        assert_eq!(vtd_address_width(0x00d2_008c_2226_0286), Some(39));
+        assert_eq!(vtd_address_width(0x00d2_008c_222f_0686), Some(48));
         // Layouts for 57 bits, 46 decoded.
         assert_eq!(vtd_address_width(45 << 16 | 0b1110 << 8), Some(46));
         assert_eq!(vtd_address_width(0), None);

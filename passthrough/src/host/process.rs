@@ -43,7 +43,12 @@ impl Process {
                 .and_then(|ids| ids.split_whitespace().nth(1))
                 .and_then(|id| id.parse().ok()),
             may_lock_any: capabilities.is_some_and(|set| set & 1 << CAP_IPC_LOCK != 0)
-                && is_initial_user_namespace(&text("/proc/self/uid_map")),
+                && match host.text("/proc/self/uid_map") {
+                    Ok(Some(map)) => is_initial_user_namespace(&map),
+                    // A kernel without user namespaces has no such file.
+                    Ok(None) => true,
+                    Err(_) => false,
+                },
             locked_memory: text("/proc/self/limits").lines().find_map(limit),
         }
     }

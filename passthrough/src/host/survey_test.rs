@@ -72,6 +72,23 @@ fn interrupt_remapping_is_concluded_from_what_there_is() {
 }
 
 #[test]
+fn units_are_told_apart() {
+    let host = FakeHost::without_iommu();
+    host.file("/sys/class/iommu/ivhd0/amd-iommu/cap", "40f\n")
+        .file("/sys/class/iommu/0000:00:1e.0/devices/0000:00:13.0", "")
+        .file("/sys/class/iommu/smmu3.0x2b400000/devices/x", "");
+    let units = host.survey().iommu.units;
+    let kinds: Vec<_> = units.iter().map(|unit| unit.kind).collect();
+    assert_eq!(
+        kinds,
+        [IommuKind::Virtio, IommuKind::AmdVi, IommuKind::Other]
+    );
+    assert_eq!(units[0].devices, ["0000:00:13.0".parse().unwrap()]);
+    assert_eq!(units[1].capability, Some(0x40f));
+    assert_eq!(units[1].address_width, None);
+}
+
+#[test]
 fn a_survey_is_data() {
     let host = FakeHost::new();
     host.endpoint(NVME, Some(12), "vfio-pci")

@@ -59,10 +59,13 @@ fn locked(survey: &Survey, memory: u64) -> Item {
         short.fix(Remedy::Command(format!("ulimit -l {kib}")))
     } else {
         short
-            .fix(Remedy::Command(format!(
-                "sudo prlimit --pid $$ --memlock={0}:{0}",
-                kib.saturating_mul(1024)
-            )))
+            .fix(Remedy::privileged(
+                &survey.process,
+                format!(
+                    "prlimit --pid $$ --memlock={0}:{0}",
+                    kib.saturating_mul(1024)
+                ),
+            ))
             .fix(Remedy::advice(
                 "to keep it, set memlock in /etc/security/limits.conf, or LimitMEMLOCK= in the service",
             ))
