@@ -3,6 +3,20 @@
 //! Knows no KVM, no vCPU and no event loop. What the embedding monitor must
 //! supply stands in [`ports`].
 
+mod assigned;
+mod bar;
+mod config;
+pub mod host;
+mod interrupt;
 pub mod iommu;
+mod limit;
+mod open;
+pub mod plan;
 pub mod ports;
+mod sys;
 pub mod vfio;
+pub mod viability;
+
+pub use assigned::{AssignError, AssignedDevice};
+pub use config::ConfigError;
+pub use open::{OpenError, Opened, open};

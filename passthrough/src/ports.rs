@@ -12,6 +12,8 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub use devices::pci::MsiMessage;
+
 /// What a port's implementation answers when the host refuses.
 pub type PortError = Box<dyn Error + Send + Sync>;
 
@@ -46,16 +48,6 @@ pub trait MemoryMapper: Send + Sync + Debug {
 
 /// A mapping in the guest's address space; dropping it takes it away.
 pub trait MemoryMapping: Send + Debug {}
-
-/// An MSI message: what a device writes to raise an interrupt
-/// (PCIe 6.0 §6.1.4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct MsiMessage {
-    /// The address, both halves.
-    pub address: u64,
-    /// The data.
-    pub data: u32,
-}
 
 /// Gives routes from MSI messages to the guest's interrupt controllers.
 pub trait InterruptRouter: Send + Sync + Debug {

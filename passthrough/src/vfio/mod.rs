@@ -1,5 +1,7 @@
 //! One device behind VFIO: its regions, its interrupts, its reset.
 
 mod device;
+mod kernel;
 
 pub use device::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+pub(crate) use kernel::KernelDevice;

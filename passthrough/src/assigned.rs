@@ -1,0 +1,500 @@
+//! An assigned device: the parts put together as a function of the guest.
+
+use std::sync::Arc;
+
+use devices::pci::{BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, SettleError};
+use thiserror::Error;
+
+use crate::bar::{BarLayout, BarMapping, DirectMemory, Emulated, PeerToPeer, pieces};
+use crate::config::{self, ConfigError, ConfigView, PowerState};
+use crate::interrupt::MsixInterrupts;
+use crate::iommu::AddressSpace;
+use crate::limit::LogLimit;
+use crate::ports::{InterruptRouter, MemoryMapper};
+use crate::sys;
+use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
+
+/// VFIO's region of config space.
+const CONFIG_REGION: u32 = 7;
+/// Messages of one kind about one device.
+const MAX_MESSAGES: u32 = 8;
+/// What the guest's command register decides of the device's own.
+const HANDED_ON: u16 = config::COMMAND_IO | config::COMMAND_MEMORY | config::COMMAND_BUS_MASTER;
+
+/// Why a device can't be given to a guest.
+#[derive(Debug, Error)]
+pub enum AssignError {
+    /// Its config space can't be shown.
+    #[error("device {device} can't be assigned: {source}")]
+    Config {
+        /// The device.
+        device: PciAddress,
+        /// Why not.
+        source: ConfigError,
+    },
+    /// It can't be accessed.
+    #[error("device {device} can't be assigned: it does not answer")]
+    Device {
+        /// The device.
+        device: PciAddress,
+        /// What failed.
+        #[source]
+        source: DeviceError,
+    },
+}
+
+/// A BAR: how it is divided, and where it is now.
+#[derive(Debug)]
+struct AssignedBar {
+    info: BarInfo,
+    layout: BarLayout,
+    direct: Vec<DirectMemory>,
+    mapping: Option<BarMapping>,
+    /// Where mapping it was refused: not tried there again.
+    refused: Option<u64>,
+}
+
+/// A host device as a function of the guest.
+///
+/// Config writes only note what they mean for the outside; [`settle`] carries
+/// it out, from the present state, in an order in which nothing is reachable
+/// that does not answer:
+///
+/// ```text
+///  BARs unmapped -> reset -> power up -> command register -> power down -> BARs mapped
+/// ```
+///
+/// The guest's bus-master bit reaches the device in `settle`, or at once when
+/// it is cleared. A guest that turns decoding off only to size a BAR causes no
+/// remapping as long as `settle` isn't called in between.
+///
+/// When it is dropped, interrupts are off, the device can't reach memory, and
+/// its BARs have left the guest.
+///
+/// [`settle`]: PciFunction::settle
+#[derive(Debug)]
+pub struct AssignedDevice {
+    host: PciAddress,
+    // Dropped in this order, after `drop` has silenced the device.
+    interrupts: Option<MsixInterrupts>,
+    bars: Vec<AssignedBar>,
+    view: ConfigView,
+    mapper: Arc<dyn MemoryMapper>,
+    peers: PeerToPeer,
+    /// The device's command register and power state, as last written.
+    command: u16,
+    power: PowerState,
+    /// Bits of the command register that are the host's, and always the same.
+    command_of_host: u16,
+    reset_pending: bool,
+    map_log: LogLimit,
+    device_log: LogLimit,
+    backend: Arc<dyn DeviceBackend>,
+}
+
+impl AssignedDevice {
+    /// Prepares the device at `host`, opened as `backend`, for a guest. Its
+    /// interrupts go through `router`, its BARs are mapped by `mapper`, and
+    /// other devices in `space` may reach them.
+    ///
+    /// # Errors
+    /// When the device does not answer, or is none that a guest can have.
+    pub fn new(
+        host: PciAddress,
+        backend: Arc<dyn DeviceBackend>,
+        router: Arc<dyn InterruptRouter>,
+        mapper: Arc<dyn MemoryMapper>,
+        space: Arc<dyn AddressSpace>,
+    ) -> Result<Self, AssignError> {
+        let config_error = |source| AssignError::Config {
+            device: host,
+            source,
+        };
+        let device_error = |source| AssignError::Device {
+            device: host,
+            source,
+        };
+        let snapshot = config::snapshot(&*backend).map_err(device_error)?;
+        let infos = config::discover_bars(&*backend, &snapshot).map_err(config_error)?;
+        let has_msix = backend.irq(IrqIndex::Msix).is_some();
+        let view = ConfigView::new(&snapshot, &infos, backend.can_reset(), has_msix)
+            .map_err(config_error)?;
+        let interrupts = view.msix.and_then(|capability| {
+            MsixInterrupts::new(host, Arc::clone(&backend), router, capability)
+        });
+        let mut device = Self {
+            host,
+            interrupts,
+            bars: Vec::with_capacity(infos.len()),
+            view,
+            mapper,
+            peers: PeerToPeer::new(host, space),
+            command: snapshot.u16(config::COMMAND),
+            power: PowerState::D0,
+            // No interrupt pin is delivered, so that the device may not raise
+            // it; on a shared line it would disturb the host.
+            command_of_host: snapshot.u16(config::COMMAND) & !HANDED_ON
+                | config::COMMAND_INTX_DISABLE,
+            reset_pending: false,
+            map_log: LogLimit::new(MAX_MESSAGES),
+            device_log: LogLimit::new(MAX_MESSAGES),
+            backend,
+        };
+        for info in infos {
+            let bar = device.divide(info);
+            device.bars.push(bar);
+        }
+        let quiet = device.command_of_host;
+        device
+            .write_register(config::COMMAND, quiet)
+            .map_err(device_error)?;
+        device.command = quiet;
+        Ok(device)
+    }
+
+    /// The device's address on the host.
+    pub fn host_address(&self) -> PciAddress {
+        self.host
+    }
+
+    /// Divides a BAR and brings what is direct into this process.
+    fn divide(&mut self, info: BarInfo) -> AssignedBar {
+        let region = u32::from(info.index.get());
+        let mut emulated = Vec::new();
+        if let Some(interrupts) = &self.interrupts {
+            let capability = interrupts.capability();
+            let table = (Some(capability.table), Emulated::Table);
+            for (place, what) in [table, (capability.pba, Emulated::Pba)] {
+                if let Some(place) = place.filter(|place| place.bar == info.index) {
+                    emulated.push((place.area, what));
+                }
+            }
+        }
+        let mappable = match self.backend.region(region) {
+            Some(region) if !info.kind.is_io() && region.readable && region.writable => {
+                region.mappable.as_slice()
+            }
+            _ => &[],
+        };
+        let layout = BarLayout::new(info.size, mappable, &emulated, sys::page_size());
+        let mut direct = Vec::with_capacity(layout.direct.len());
+        for &area in &layout.direct {
+            match self.backend.region_map(region, area) {
+                Ok(memory) => direct.push(DirectMemory {
+                    offset: area.offset,
+                    memory,
+                }),
+                Err(error) => {
+                    let (host, index) = (self.host, info.index);
+                    log::warn!("{host}: {index} is slow, as it can't be mapped: {error}");
+                }
+            }
+        }
+        log::debug!("{}: {info:?}: {layout:x?}", self.host);
+        AssignedBar {
+            info,
+            layout,
+            direct,
+            mapping: None,
+            refused: None,
+        }
+    }
+
+    fn guest_command(&self) -> u16 {
+        self.view.space().u16(config::COMMAND)
+    }
+
+    fn guest_power(&self) -> PowerState {
+        let control = self.view.power.map(|at| at + config::POWER_CONTROL);
+        control.map_or(PowerState::D0, |at| {
+            PowerState::from_control(self.view.space().u16(at))
+        })
+    }
+
+    fn write_register(&self, offset: u16, value: u16) -> Result<(), DeviceError> {
+        let bytes = value.to_le_bytes();
+        self.backend
+            .region_write(CONFIG_REGION, offset.into(), &bytes)
+    }
+
+    /// Writes the device's command register if it has another value. Says
+    /// whether it has this one now.
+    fn set_command(&mut self, value: u16) -> bool {
+        if self.command == value {
+            return true;
+        }
+        match self.write_register(config::COMMAND, value) {
+            Ok(()) => {
+                self.command = value;
+                true
+            }
+            Err(error) => {
+                self.report("does not take its command register", &error);
+                false
+            }
+        }
+    }
+
+    fn set_power(&mut self, state: PowerState) {
+        let Some(at) = self.view.power else { return };
+        match self.write_register(at + config::POWER_CONTROL, state.to_control()) {
+            Ok(()) => self.power = state,
+            Err(error) => self.report("does not change its power state", &error),
+        }
+    }
+
+    /// Takes the BARs away that don't answer where they are mapped.
+    fn unmap_stale(&mut self, decoded: &[BarDecode]) {
+        for bar in &mut self.bars {
+            let address = address_of(decoded, bar.info.index);
+            if address != bar.mapping.as_ref().map(BarMapping::address) {
+                bar.mapping = None;
+            }
+            if address != bar.refused {
+                bar.refused = None;
+            }
+        }
+    }
+
+    fn map_decoded(&mut self, decoded: &[BarDecode]) {
+        for bar in &mut self.bars {
+            let Some(address) = address_of(decoded, bar.info.index) else {
+                continue;
+            };
+            let done = bar.mapping.is_some() || bar.refused.is_some() || bar.direct.is_empty();
+            if done {
+                continue;
+            }
+            match BarMapping::new(address, &bar.direct, &*self.mapper, &mut self.peers) {
+                Ok(mapping) => bar.mapping = Some(mapping),
+                // The guest may have put it over something else. Trapped, it
+                // works as far as the address decoder lets it.
+                Err(error) => {
+                    bar.refused = Some(address);
+                    if let Some(end) = self.map_log.admit() {
+                        let (host, index) = (self.host, bar.info.index);
+                        log::warn!(
+                            "{host}: {index} at {address:#x} is slow, as it can't be mapped into \
+                             the guest: {error}{end}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out the guest's reset. Config space has its values after reset
+    /// already, and interrupts are off.
+    fn carry_out_reset(&mut self) {
+        // The kernel restores the command register after the reset: make it
+        // one with which the device stays silent.
+        self.set_command(self.command_of_host);
+        match self.backend.reset() {
+            Ok(()) => log::debug!("{}: reset by the guest", self.host),
+            Err(error) => self.report("was not reset for the guest", &error),
+        }
+        self.power = PowerState::D0;
+    }
+
+    /// The guest asked for a function level reset (PCIe 6.0 §6.6.2).
+    fn begin_reset(&mut self) {
+        if let Some(interrupts) = &mut self.interrupts {
+            interrupts.reset();
+        }
+        self.view.reset();
+        self.reset_pending = true;
+    }
+
+    /// Whether a config write sets the bit that asks for a reset.
+    fn asks_for_reset(&self, offset: u16, data: &[u8]) -> bool {
+        let Some((at, true)) = self.view.express else {
+            return false;
+        };
+        let [_, mask] = config::FUNCTION_LEVEL_RESET.to_le_bytes();
+        let upper = at + config::DEVICE_CONTROL + 1;
+        let index = upper.checked_sub(offset).map(usize::from);
+        index
+            .and_then(|index| data.get(index))
+            .is_some_and(|byte| byte & mask != 0)
+    }
+
+    /// A state that the device has not leaves the old one in place.
+    fn check_power(&mut self, before: PowerState) {
+        let Some(at) = self.view.power else { return };
+        let space = self.view.space_mut();
+        let control = space.u16(at + config::POWER_CONTROL);
+        if !PowerState::from_control(control).is_supported(space.u16(at + 2)) {
+            let old = control & !PowerState::D3Hot.to_control() | before.to_control();
+            space.set(at + config::POWER_CONTROL, &old.to_le_bytes());
+        }
+    }
+
+    fn bar(&self, index: BarIndex) -> Option<&AssignedBar> {
+        self.bars.iter().find(|bar| bar.info.index == index)
+    }
+
+    fn report(&mut self, what: &str, error: &DeviceError) {
+        if let Some(end) = self.device_log.admit() {
+            let cause = std::error::Error::source(error);
+            let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+            log::error!("{}: the device {what}: {error}{cause}{end}", self.host);
+        }
+    }
+}
+
+fn address_of(decoded: &[BarDecode], index: BarIndex) -> Option<u64> {
+    let found = decoded.iter().find(|decode| decode.bar.index == index);
+    found.map(|decode| decode.address)
+}
+
+impl PciFunction for AssignedDevice {
+    fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        self.view.read(&*self.backend, offset, data);
+    }
+
+    fn config_write(&mut self, offset: u16, data: &[u8]) -> Effects {
+        let before = (self.guest_command(), self.guest_power());
+        let decoded = self.decoded();
+        let control = |view: &ConfigView| {
+            let at = view.msix.map(|msix| msix.offset + config::MSIX_CONTROL);
+            at.map(|at| view.space().u16(at))
+        };
+        let msix_before = control(&self.view);
+        self.view.write(&*self.backend, offset, data);
+        self.check_power(before.1);
+
+        if self.asks_for_reset(offset, data) {
+            self.begin_reset();
+            return Effects {
+                decoding: true,
+                bus_master: false,
+            };
+        }
+        let msix = control(&self.view);
+        if let (Some(interrupts), Some(value)) = (&mut self.interrupts, msix)
+            && msix != msix_before
+        {
+            interrupts.write_control(value);
+        }
+        let command = self.guest_command();
+        let mastered = |command: u16| command & config::COMMAND_BUS_MASTER != 0;
+        if mastered(before.0) && !mastered(command) {
+            // Only less can be reached from now on: nothing to wait for.
+            self.set_command(self.command & !config::COMMAND_BUS_MASTER);
+        }
+        Effects {
+            decoding: (before.0 ^ command) & (config::COMMAND_IO | config::COMMAND_MEMORY) != 0
+                || before.1 != self.guest_power()
+                || decoded != self.decoded(),
+            bus_master: !mastered(before.0) && mastered(command),
+        }
+    }
+
+    fn bars(&self) -> Vec<BarInfo> {
+        self.bars.iter().map(|bar| bar.info).collect()
+    }
+
+    fn decoded(&self) -> Vec<BarDecode> {
+        // In D3hot a function answers config space only (PCI PM 1.2 §5.4.1).
+        if self.guest_power() == PowerState::D3Hot {
+            return Vec::new();
+        }
+        let command = self.guest_command();
+        let decode = |bar: &AssignedBar| {
+            let enable = if bar.info.kind.is_io() {
+                config::COMMAND_IO
+            } else {
+                config::COMMAND_MEMORY
+            };
+            let address = bar.info.address(self.view.space())?;
+            (command & enable != 0).then_some(BarDecode {
+                bar: bar.info,
+                address,
+            })
+        };
+        self.bars.iter().filter_map(decode).collect()
+    }
+
+    fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        let Some(assigned) = self.bar(bar) else {
+            return;
+        };
+        let mut rest = data;
+        for piece in pieces(&assigned.layout.emulated, offset, rest.len()) {
+            let (now, later) = rest.split_at_mut(piece.size);
+            rest = later;
+            match (piece.emulated, &self.interrupts) {
+                (None, _) => {
+                    let region = bar.get().into();
+                    if let Err(error) = self.backend.region_read(region, piece.offset, now) {
+                        log::debug!("{}: {error}", self.host);
+                        now.fill(0xff);
+                    }
+                }
+                (Some(Emulated::Table), Some(msix)) => msix.table_read(piece.offset, now),
+                (Some(Emulated::Pba), Some(msix)) => msix.pba_read(piece.offset, now),
+                (Some(_), None) => {}
+            }
+        }
+    }
+
+    fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
+        let Some(assigned) = self.bars.iter().find(|b| b.info.index == bar) else {
+            return;
+        };
+        let mut rest = data;
+        for piece in pieces(&assigned.layout.emulated, offset, data.len()) {
+            let (now, later) = rest.split_at(piece.size);
+            rest = later;
+            match (piece.emulated, &mut self.interrupts) {
+                (None, _) => {
+                    let region = bar.get().into();
+                    if let Err(error) = self.backend.region_write(region, piece.offset, now) {
+                        log::debug!("{}: {error}", self.host);
+                    }
+                }
+                (Some(Emulated::Table), Some(msix)) => msix.table_write(piece.offset, now),
+                // The pending bits are read-only.
+                (Some(_), _) => {}
+            }
+        }
+    }
+
+    fn settle(&mut self) -> Result<(), SettleError> {
+        let decoded = self.decoded();
+        self.unmap_stale(&decoded);
+        if std::mem::take(&mut self.reset_pending) {
+            self.carry_out_reset();
+        }
+        let power = self.guest_power();
+        if power < self.power {
+            self.set_power(power);
+        }
+        let handed_on = self.guest_command() & HANDED_ON;
+        let answers = self.set_command(self.command_of_host | handed_on);
+        if power > self.power {
+            self.set_power(power);
+        }
+        if answers {
+            self.map_decoded(&decoded);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for AssignedDevice {
+    fn drop(&mut self) {
+        // Interrupts off, then DMA off, then the BARs out of the guest: fields
+        // that are dropped after this have nothing left to do.
+        self.interrupts = None;
+        self.set_command(self.command & !config::COMMAND_BUS_MASTER);
+        for bar in &mut self.bars {
+            bar.mapping = None;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "assigned_test.rs"]
+mod tests;

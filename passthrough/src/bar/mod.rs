@@ -1,0 +1,8 @@
+//! A BAR in the guest's address space: what goes straight through, and what
+//! is trapped.
+
+mod layout;
+mod mapping;
+
+pub(crate) use layout::{BarLayout, Emulated, pieces};
+pub(crate) use mapping::{BarMapping, DirectMemory, PeerToPeer};

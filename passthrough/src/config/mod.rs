@@ -1,0 +1,70 @@
+//! The guest's view of a device's config space.
+//!
+//! | file | says of |
+//! |---|---|
+//! | `rule.rs` | what a rule is: who answers a register, who may write it |
+//! | `header.rs`, `bar.rs` | the first 64 bytes |
+//! | `standard.rs`, `extended.rs` | which capabilities the guest sees, and their chains |
+//! | `power.rs`, `express.rs`, `msix.rs`, `vendor.rs` | the registers of single capabilities |
+//! | `view.rs` | the rules put to work |
+//!
+//! The host's kernel has rules of its own below these
+//! (drivers/vfio/pci/vfio_pci_config.c). What it does not let through needs no
+//! rule here; what it lets through but is not the guest's business does.
+
+mod bar;
+mod express;
+mod extended;
+mod header;
+mod msix;
+mod power;
+mod rule;
+mod standard;
+mod vendor;
+mod view;
+
+pub(crate) use bar::discover as discover_bars;
+pub(crate) use express::{DEVICE_CONTROL, FUNCTION_LEVEL_RESET};
+pub(crate) use header::{
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
+};
+pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
+pub(crate) use power::{CONTROL as POWER_CONTROL, PowerState};
+pub(crate) use view::{ConfigView, snapshot};
+
+use devices::pci::{BarIndex, BarKind};
+use thiserror::Error;
+
+/// Why a device's config space can't be shown to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Reads give all ones.
+    #[error("its config space reads as all ones: it is powered off or has left the bus")]
+    NoAnswer,
+    /// A bridge.
+    #[error("its header has type {0:#x}: only endpoints (type 0) can be assigned, not bridges")]
+    HeaderType(u8),
+    /// A port or a bridge by its PCI Express capability.
+    #[error("it is a PCI Express port of type {0:#x}: only endpoints can be assigned")]
+    PortType(u8),
+    /// A BAR that can't exist.
+    #[error("its {index} has {size:#x} bytes, which a register of kind {kind:?} can't express")]
+    Bar {
+        /// The BAR.
+        index: BarIndex,
+        /// What the register says that it decodes.
+        kind: BarKind,
+        /// The size of its region.
+        size: u64,
+    },
+    /// The MSI-X table is not where a table can be.
+    #[error("its MSI-X table of {vectors} vectors at {offset:#x} does not lie in BAR {bar}")]
+    MsixTable {
+        /// How many vectors.
+        vectors: u16,
+        /// The BAR, as the capability names it.
+        bar: u8,
+        /// From the start of the BAR.
+        offset: u64,
+    },
+}

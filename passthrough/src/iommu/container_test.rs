@@ -1,0 +1,166 @@
+use super::*;
+use crate::iommu::IovaRange;
+use crate::sys::Mapping;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// Notes what it is asked, and answers the errno that it is told to.
+#[derive(Debug, Default)]
+struct Recorder {
+    calls: Mutex<Vec<(&'static str, u64, u64)>>,
+    errno: AtomicI32,
+    detached: AtomicBool,
+}
+
+impl Recorder {
+    fn note(&self, what: &'static str, iova: u64, size: u64) -> io::Result<()> {
+        self.calls.lock().unwrap().push((what, iova, size));
+        match self.errno.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl Dma for Arc<Recorder> {
+    fn map(&self, iova: u64, memory: &dyn HostMemory) -> io::Result<()> {
+        self.note("map", iova, memory.size() as u64)
+    }
+
+    fn unmap(&self, iova: u64, size: u64) -> io::Result<u64> {
+        self.note("unmap", iova, size).map(|()| size)
+    }
+
+    fn is_attached(&self) -> bool {
+        !self.detached.load(Ordering::SeqCst)
+    }
+}
+
+fn space() -> (Type1Space<Arc<Recorder>>, Arc<Recorder>) {
+    let recorder = Arc::new(Recorder::default());
+    let limits = SpaceLimits {
+        ranges: [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)]
+            .map(|(start, last)| IovaRange { start, last })
+            .into(),
+        page_sizes: sys::page_size(),
+        max_maps: Some(7),
+    };
+    (Type1Space::new(Arc::clone(&recorder), limits), recorder)
+}
+
+fn pages(count: u64) -> Arc<dyn HostMemory> {
+    let size = count * sys::page_size();
+    Arc::new(Mapping::anonymous(size as usize).unwrap())
+}
+
+fn calls(recorder: &Recorder) -> Vec<(&'static str, u64, u64)> {
+    std::mem::take(&mut recorder.calls.lock().unwrap())
+}
+
+#[test]
+fn memory_is_kept_until_it_is_unmapped() {
+    let (space, recorder) = space();
+    let memory = pages(2);
+    let size = memory.size() as u64;
+    space.map(0x10_0000, Arc::clone(&memory)).unwrap();
+    assert_eq!(Arc::strong_count(&memory), 2);
+    space.unmap(0x10_0000).unwrap();
+    assert_eq!(Arc::strong_count(&memory), 1);
+    let expected = [("map", 0x10_0000, size), ("unmap", 0x10_0000, size)];
+    assert_eq!(calls(&recorder), expected);
+    let error = space.unmap(0x10_0000).unwrap_err().to_string();
+    assert!(error.contains("nothing is mapped there"), "{error}");
+}
+
+#[test]
+fn a_range_outside_is_refused_with_the_ranges() {
+    let (space, recorder) = space();
+    for iova in [
+        0xfee0_0000,
+        0xfedf_f000,
+        0x7f_ffff_f000,
+        1 << 40,
+        0_u64.wrapping_sub(0x1_0000),
+    ] {
+        let error = space.map(iova, pages(2)).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EINVAL));
+        let text = error.to_string();
+        assert!(text.contains("0xfef00000-0x7fffffffff"), "{text}");
+    }
+    assert!(calls(&recorder).is_empty(), "the kernel was not asked");
+}
+
+#[test]
+fn overlaps_and_odd_addresses_are_refused() {
+    let (space, recorder) = space();
+    let page = sys::page_size();
+    space.map(8 * page, pages(2)).unwrap();
+    for (iova, count) in [(7, 2), (8, 2), (9, 1), (0, 16)] {
+        let error = space.map(iova * page, pages(count)).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EEXIST), "{iova}");
+    }
+    space.map(7 * page, pages(1)).unwrap();
+    space.map(10 * page, pages(1)).unwrap();
+    assert!(space.map(page / 2, pages(1)).is_err());
+    assert_eq!(calls(&recorder).len(), 3);
+}
+
+#[test]
+fn refusals_are_explained() {
+    let (space, recorder) = space();
+    for (errno, words) in [
+        (libc::ENOSPC, "allows 7 maps"),
+        (libc::EEXIST, "mapped already"),
+        (libc::EFAULT, "can't be pinned"),
+        (libc::EINVAL, "not aligned"),
+    ] {
+        recorder.errno.store(errno, Ordering::SeqCst);
+        let memory = pages(1);
+        let error = space.map(0, Arc::clone(&memory)).unwrap_err();
+        assert_eq!(Arc::strong_count(&memory), 1);
+        assert_eq!(error.source.raw_os_error(), Some(errno));
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let text = explain_map(Some(libc::ENOMEM), 0x2000, space.limits());
+    match sys::memlock_limit() {
+        Some(limit) => assert!(text.contains(&format!("{limit:#x}")), "{text}"),
+        None => assert!(text.contains("no memory left"), "{text}"),
+    }
+}
+
+#[test]
+fn a_failed_unmap_keeps_the_memory() {
+    let (space, recorder) = space();
+    let memory = pages(1);
+    space.map(0, Arc::clone(&memory)).unwrap();
+    recorder.errno.store(libc::EIO, Ordering::SeqCst);
+    space.unmap(0).unwrap_err();
+    assert_eq!(Arc::strong_count(&memory), 2);
+    drop(space);
+    assert_eq!(Arc::strong_count(&memory), 2, "kept for good");
+}
+
+#[test]
+fn dropping_unmaps_everything_that_is_left() {
+    let (space, recorder) = space();
+    let page = sys::page_size();
+    space.map(0, pages(1)).unwrap();
+    space.map(4 * page, pages(2)).unwrap();
+    calls(&recorder);
+    drop(space);
+    let expected = [("unmap", 0, page), ("unmap", 4 * page, 2 * page)];
+    assert_eq!(calls(&recorder), expected);
+}
+
+#[test]
+fn without_a_device_nothing_is_mapped_any_more() {
+    let (space, recorder) = space();
+    let memory = pages(1);
+    space.map(0, Arc::clone(&memory)).unwrap();
+    space.map(0x10_0000, Arc::clone(&memory)).unwrap();
+    calls(&recorder);
+    recorder.detached.store(true, Ordering::SeqCst);
+    space.unmap(0).unwrap();
+    drop(space);
+    assert!(calls(&recorder).is_empty());
+    assert_eq!(Arc::strong_count(&memory), 1);
+}

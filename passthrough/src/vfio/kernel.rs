@@ -1,0 +1,182 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+use crate::ports::HostMemory;
+use crate::sys::{self, AttachedDevice, KernelRegion, Mapping, Placement};
+
+/// More regions than any device has: nine of PCI and a few of its driver.
+const MAX_REGIONS: u32 = 64;
+/// The largest page-table entry that the kernel makes for device memory.
+const LARGEST_PAGE: u64 = 1 << 30;
+const IRQ_KINDS: [IrqIndex; 5] = [
+    IrqIndex::Intx,
+    IrqIndex::Msi,
+    IrqIndex::Msix,
+    IrqIndex::Error,
+    IrqIndex::Request,
+];
+
+/// A device that the host's VFIO has handed over.
+#[derive(Debug)]
+pub(crate) struct KernelDevice {
+    device: AttachedDevice,
+    /// By the kernel's index; it may leave gaps.
+    regions: Vec<Option<KernelRegion>>,
+    irqs: [Option<IrqInfo>; IRQ_KINDS.len()],
+    /// Which kinds are on: the kernel refuses to turn off what is off.
+    irqs_on: [AtomicBool; IRQ_KINDS.len()],
+    can_reset: bool,
+}
+
+impl KernelDevice {
+    /// Asks the device what it has.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn new(device: AttachedDevice) -> io::Result<Self> {
+        let fd = device.as_fd();
+        let info = sys::device_info(fd)?;
+        let regions = (0..info.regions.min(MAX_REGIONS))
+            .map(|index| sys::region_info(fd, index))
+            .collect::<io::Result<_>>()?;
+        let mut irqs = [None; IRQ_KINDS.len()];
+        for (irq, index) in irqs.iter_mut().zip(0..info.irqs) {
+            *irq = sys::irq_info(fd, index)?;
+        }
+        Ok(Self {
+            device,
+            regions,
+            irqs,
+            irqs_on: Default::default(),
+            can_reset: info.can_reset,
+        })
+    }
+
+    fn kernel_region(&self, index: u32) -> Option<&KernelRegion> {
+        let region = self.regions.get(usize::try_from(index).ok()?)?.as_ref()?;
+        (region.info.size > 0).then_some(region)
+    }
+
+    /// Where in the device's file `size` bytes of a region lie.
+    fn file_offset(&self, index: u32, offset: u64, size: u64) -> io::Result<u64> {
+        let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+        let region = self.kernel_region(index).ok_or_else(outside)?;
+        let end = offset.checked_add(size).ok_or_else(outside)?;
+        if end > region.info.size {
+            return Err(outside());
+        }
+        region.file_offset.checked_add(offset).ok_or_else(outside)
+    }
+
+    fn map(&self, index: u32, area: RegionArea) -> io::Result<Mapping> {
+        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let file_offset = self.file_offset(index, area.offset, area.size)?;
+        let whole = self.kernel_region(index).map_or(0, |r| r.info.size);
+        let whole = whole.checked_next_power_of_two().unwrap_or(LARGEST_PAGE);
+        let alignment = whole.min(LARGEST_PAGE).max(sys::page_size());
+        let placement = Placement {
+            alignment: usize::try_from(alignment).map_err(invalid)?,
+            phase: usize::try_from(area.offset % alignment).map_err(invalid)?,
+        };
+        let size = usize::try_from(area.size).map_err(invalid)?;
+        Mapping::of_file(self.device.as_fd(), file_offset, size, placement)
+    }
+}
+
+impl DeviceBackend for KernelDevice {
+    fn region(&self, index: u32) -> Option<&RegionInfo> {
+        self.kernel_region(index).map(|region| &region.info)
+    }
+
+    fn region_read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
+        let size = data.len() as u64;
+        self.file_offset(index, offset, size)
+            .and_then(|at| sys::read_at(self.device.as_fd(), at, data))
+            .map_err(|source| DeviceError::Region {
+                action: "read",
+                region: index,
+                offset,
+                size,
+                source,
+            })
+    }
+
+    fn region_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let size = data.len() as u64;
+        self.file_offset(index, offset, size)
+            .and_then(|at| sys::write_at(self.device.as_fd(), at, data))
+            .map_err(|source| DeviceError::Region {
+                action: "write",
+                region: index,
+                offset,
+                size,
+                source,
+            })
+    }
+
+    fn region_map(&self, index: u32, area: RegionArea) -> Result<Arc<dyn HostMemory>, DeviceError> {
+        match self.map(index, area) {
+            Ok(mapping) => Ok(Arc::new(mapping)),
+            Err(source) => Err(DeviceError::Region {
+                action: "map",
+                region: index,
+                offset: area.offset,
+                size: area.size,
+                source,
+            }),
+        }
+    }
+
+    fn irq(&self, index: IrqIndex) -> Option<IrqInfo> {
+        self.irqs[index as usize]
+    }
+
+    fn set_irqs(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        events: &[Option<BorrowedFd<'_>>],
+    ) -> Result<(), DeviceError> {
+        let count = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        match sys::set_irqs(self.device.as_fd(), index as u32, start, events) {
+            Ok(0) => {
+                self.irqs_on[index as usize].store(true, Ordering::SeqCst);
+                Ok(())
+            }
+            Ok(available) => Err(DeviceError::ShortOfVectors {
+                index,
+                asked: start.saturating_add(count),
+                available,
+            }),
+            Err(source) => Err(DeviceError::Irq {
+                index,
+                start,
+                count,
+                source,
+            }),
+        }
+    }
+
+    fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError> {
+        if !self.irqs_on[index as usize].swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        sys::disable_irqs(self.device.as_fd(), index as u32).map_err(|source| DeviceError::Irq {
+            index,
+            start: 0,
+            count: 0,
+            source,
+        })
+    }
+
+    fn can_reset(&self) -> bool {
+        self.can_reset
+    }
+
+    fn reset(&self) -> Result<(), DeviceError> {
+        sys::reset(self.device.as_fd()).map_err(DeviceError::Reset)
+    }
+}
