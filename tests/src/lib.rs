@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod apt;
 pub mod cache;
+mod command;
 pub mod digest;
 pub mod host;
 pub mod initramfs;
+pub mod kernel;
 pub mod machine;
+pub mod prerequisites;
 pub mod progress;

@@ -19,6 +19,7 @@ pub struct Meter {
     begun: Instant,
     shown: Option<Instant>,
     terminal: bool,
+    silent: bool,
 }
 
 impl Meter {
@@ -31,22 +32,36 @@ impl Meter {
             begun: Instant::now(),
             shown: None,
             terminal: io::stderr().is_terminal(),
+            silent: false,
         }
     }
 
-    /// Shows how far it is, if it's time to.
-    pub fn show(&mut self, state: &str) {
+    /// One that shows nothing, for what takes no time worth telling.
+    pub fn silent(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            begun: Instant::now(),
+            shown: None,
+            terminal: false,
+            silent: true,
+        }
+    }
+
+    /// Shows how far it is, if it's time to: only then `state` is asked.
+    pub fn show_with(&mut self, state: impl FnOnce() -> String) {
+        if self.silent {
+            return;
+        }
         let pause = Duration::from_secs(if self.terminal { 1 } else { 30 });
         let last = self.shown.unwrap_or(self.begun);
         if last.elapsed() < pause {
             return;
         }
         self.shown = Some(Instant::now());
-        let line = format!(
-            "{}: {state}, {} s",
-            self.what,
-            self.begun.elapsed().as_secs()
-        );
+        let state = state();
+        let comma = if state.is_empty() { "" } else { ", " };
+        let seconds = self.begun.elapsed().as_secs();
+        let line = format!("{}: {state}{comma}{seconds} s", self.what);
         if self.terminal {
             let _ = io::stderr().write_all(format!("\r\x1b[Klab: {line}").as_bytes());
         } else {
@@ -56,6 +71,9 @@ impl Meter {
 
     /// Ends with a last line.
     pub fn finish(self, state: &str) {
+        if self.silent {
+            return;
+        }
         if self.terminal && self.shown.is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }

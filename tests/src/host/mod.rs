@@ -15,6 +15,7 @@ use devices::pci::PciAddress;
 
 pub use crate::agent::protocol::{Exit, Stream};
 pub use boot::Parts;
+pub(crate) use error::file_tail;
 pub use error::{HostError, Tails};
 pub use process::{Outcome, Process, Step};
 pub use session::Line;
