@@ -27,6 +27,9 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Host addresses of the devices to assign, as the user wrote them.
     pub devices: Vec<String>,
+    /// Take devices though they can forge interrupts on this host.
+    #[serde(default)]
+    pub allow_unsafe_interrupts: bool,
     /// Where the guest's first serial port goes.
     pub serial: SerialOutput,
 }
@@ -188,6 +191,7 @@ mod tests {
             memory: MemorySize(2 << 20),
             cpus: 1,
             devices: vec!["0000:01:00.0".into()],
+            allow_unsafe_interrupts: false,
             serial: SerialOutput::File("log".into()),
         };
         let text = serde_json::to_string(&config).unwrap();

@@ -4,6 +4,7 @@
 //! machine: [`memory`], [`vcpu`], [`interrupts`], [`boot`], [`platform`].
 
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod dma;
 pub mod event_loop;
@@ -15,4 +16,5 @@ pub mod platform;
 mod sys;
 pub mod timeline;
 pub mod vcpu;
+pub mod vm;
 pub mod wiring;

@@ -1,3 +1,7 @@
 //! The `airlock` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main()
+}

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use devices::acpi;
 use devices::bus::{BusDevice, BusError};
 use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
 use devices::pci::window::{self, Window, WindowError, Windows};
@@ -35,6 +36,11 @@ pub enum PlatformError {
     Console(#[source] io::Error),
 }
 
+/// Where KVM's interrupt controllers answer.
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+/// All functions stand on bus 0.
+const LAST_BUS: u8 = 0;
 /// The power and reset ports of the guest.
 const POWER_BLOCK: u64 = 0x600;
 /// Where QEMU has it too.
@@ -116,10 +122,42 @@ pub fn add_config_access(
     buses
         .pio
         .insert("PCI config", ConfigPorts::BASE, ConfigPorts::SIZE, ports)?;
-    let ecam = Arc::new(Ecam::new(Arc::clone(root), 0));
+    let ecam = Arc::new(Ecam::new(Arc::clone(root), LAST_BUS));
     buses
         .mmio
         .insert("ECAM", layout.ecam.start, layout.ecam.size, ecam)
+}
+
+/// What ACPI tells the guest about its machine.
+pub fn describe(cpus: u8, layout: &GuestLayout) -> acpi::Platform {
+    acpi::Platform {
+        apic_ids: (0..u32::from(cpus)).collect(),
+        local_apic: LOCAL_APIC,
+        io_apic: IO_APIC,
+        ecam: layout.ecam.start,
+        last_bus: LAST_BUS,
+        windows: windows(layout),
+        power: POWER_BLOCK as u16,
+        serial: Some(acpi::SerialPort {
+            port: Serial::COM1 as u16,
+            gsi: Serial::COM1_IRQ,
+        }),
+        rtc: true,
+        pvpanic: Some(PVPANIC as u16),
+    }
+}
+
+/// Where BARs may be.
+fn windows(layout: &GuestLayout) -> Windows {
+    let window = |range: GuestRange| Window {
+        base: range.start,
+        size: range.size,
+    };
+    Windows {
+        memory32: Some(window(layout.mmio32)),
+        memory64: layout.mmio64.map(window),
+        io: Some(window(IO_WINDOW)),
+    }
 }
 
 /// Why the BARs have no place in the guest.
@@ -142,17 +180,12 @@ pub fn place_bars(
     layout: &GuestLayout,
     page_size: u64,
 ) -> Result<(), PlacementError> {
-    let window = |range: GuestRange| Window {
-        base: range.start,
-        size: range.size,
-    };
-    let windows = Windows {
-        memory32: Some(window(layout.mmio32)),
-        memory64: layout.mmio64.map(window),
-        io: Some(window(IO_WINDOW)),
-    };
     let functions = root.functions();
-    let placements = window::place(&windows, page_size, &window::bar_requests(&functions))?;
+    let placements = window::place(
+        &windows(layout),
+        page_size,
+        &window::bar_requests(&functions),
+    )?;
     for (address, function) in &functions {
         // Decoding is off: nothing answers yet, so there is nothing to carry out.
         let _ = window::program(*address, function, &placements)?;

@@ -22,6 +22,12 @@ pub(crate) fn own(device: &DeviceFd) -> io::Result<OwnedFd> {
     descriptor.try_clone_to_owned()
 }
 
+/// The host's page size in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf reads a constant; this one every Linux has.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+}
+
 /// Nanoseconds on `CLOCK_MONOTONIC`: comparable between processes.
 pub(crate) fn monotonic_ns() -> u64 {
     let mut now = libc::timespec {

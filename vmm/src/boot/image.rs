@@ -177,6 +177,10 @@ impl KernelImage {
 /// Reads `N` bytes at `offset`; nothing when the file ends before.
 fn read_at<const N: usize>(file: &File, offset: u64) -> io::Result<Option<[u8; N]>> {
     let mut bytes = [0; N];
+    if i64::try_from(offset).is_err() {
+        // Past the end of any file, and more than pread(2) takes.
+        return Ok(None);
+    }
     match file.read_exact_at(&mut bytes, offset) {
         Ok(()) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),

@@ -10,4 +10,4 @@ mod slots;
 pub use host::HostMeminfo;
 pub use layout::{GuestLayout, GuestRange, LayoutError};
 pub use ram::{GuestRam, RamBlock, RamError};
-pub use slots::{KvmSlots, SlotError};
+pub use slots::{KvmSlots, Slot, SlotError};

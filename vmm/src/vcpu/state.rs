@@ -90,7 +90,8 @@ pub fn set_up(vcpu: &VcpuFd, ram: &GuestRam, entry: EntryPoint) -> Result<(), Se
 }
 
 /// Settings that every vCPU has from reset on: the FPU as after FNINIT, fast
-/// strings, and all memory write-back as firmware would leave the MTRRs.
+/// strings, all memory write-back as firmware would leave the MTRRs, and no
+/// interrupts from the legacy PIC.
 pub(super) fn set_reset_state(vcpu: &VcpuFd) -> Result<(), SetupError> {
     let fpu = kvm_fpu {
         fcw: 0x37f,
@@ -117,7 +118,21 @@ pub(super) fn set_reset_state(vcpu: &VcpuFd) -> Result<(), SetupError> {
             log::debug!("KVM has no MSR {:#x}", entry.index);
         }
     }
-    Ok(())
+    mask_lint0(vcpu)
+}
+
+/// KVM leaves the boot CPU's LINT0 open for the PIC, and Linux keeps what it
+/// finds. A Linux on hardware-reduced ACPI never programs the PIC, whose first
+/// interrupt would then arrive as an exception's vector.
+fn mask_lint0(vcpu: &VcpuFd) -> Result<(), SetupError> {
+    const LVT_LINT0: usize = 0x350;
+    const MASKED_IN_BYTE_2: std::ffi::c_char = 1;
+    let refused = |error| SetupError::Kvm("local APIC", error);
+    let mut apic = vcpu.get_lapic().map_err(refused)?;
+    if let Some(byte) = apic.regs.get_mut(LVT_LINT0 + 2) {
+        *byte |= MASKED_IN_BYTE_2;
+    }
+    vcpu.set_lapic(&apic).map_err(refused)
 }
 
 /// One entry of the GDT, decoded as KVM wants it.

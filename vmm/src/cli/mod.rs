@@ -1,0 +1,59 @@
+//! The command line: one file a command.
+
+mod check;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Gives PCI devices to Linux/KVM guests, safely.
+#[derive(Debug, Parser)]
+#[command(name = "airlock", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged to standard error: error, warn, info or debug
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    log: log::LevelFilter,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether devices can be handed to a guest, and if not, why
+    Check(check::Args),
+    /// Boot a guest
+    Run(run::Args),
+}
+
+/// Runs the command that the user typed.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let start = std::time::Instant::now();
+    env_logger::Builder::new()
+        .filter_level(cli.log)
+        .format(move |out, record| {
+            use std::io::Write;
+            let since = start.elapsed();
+            let level = record.level().as_str().to_lowercase();
+            // The guest's console may have left the cursor mid-line, in raw mode.
+            writeln!(
+                out,
+                "airlock [{:>4}.{:06}] {level}: {}",
+                since.as_secs(),
+                since.subsec_micros(),
+                record.args()
+            )
+        })
+        .init();
+    match cli.command {
+        Command::Check(args) => check::run(&args),
+        Command::Run(args) => run::run(args),
+    }
+}
+
+/// Tells the user why the command failed.
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("airlock: {}", crate::outcome::Chain(error));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,104 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args as ClapArgs;
+
+use crate::config::{MemorySize, SerialOutput, VmConfig};
+use crate::event_loop::Signals;
+use crate::timeline::Timeline;
+use crate::vm::{Vm, VmError};
+
+/// What `airlock run` takes.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Ctrl-A x ends the VM from the terminal; Ctrl-A Ctrl-A sends a Ctrl-A.
+
+Exit status:
+  0      the guest switched itself off, or the VM was ended at the terminal
+  1      airlock could not start or keep up the VM; the reason is on standard error
+  2      the command line is wrong
+  3      the guest reset itself (reboot)
+  4      the guest's kernel panicked
+  5      the guest crashed (triple fault, or a state that KVM can't run)
+  128+N  signal N ended the VM")]
+pub(super) struct Args {
+    /// Kernel: bzImage (vmlinuz) or ELF with a PVH note (vmlinux)
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Guest memory, in steps of 2M
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: MemorySize,
+    /// vCPUs, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Host address of a PCI device to assign; may be given several times
+    #[arg(long = "device", value_name = "BDF")]
+    devices: Vec<String>,
+    /// Accept a host where a device can forge interrupts (no remapping)
+    #[arg(long)]
+    allow_unsafe_interrupts: bool,
+    /// The guest's serial port: stdio, off, or a file for its output
+    #[arg(long, value_name = "stdio|off|FILE", default_value = "stdio", value_parser = serial)]
+    serial: SerialOutput,
+    /// Write where the time went to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+}
+
+fn serial(text: &str) -> Result<SerialOutput, std::convert::Infallible> {
+    Ok(match text {
+        "stdio" => SerialOutput::Stdio,
+        "off" => SerialOutput::Off,
+        path => SerialOutput::File(path.into()),
+    })
+}
+
+pub(super) fn run(args: Args) -> ExitCode {
+    let timeline = Timeline::start();
+    let saved = timeline.clone();
+    let path = args.timeline.clone();
+    let code = match boot(args, timeline) {
+        Ok(code) => code,
+        Err(error) => super::fail(&error),
+    };
+    if let Some(path) = path
+        && let Err(error) = saved.save(&path)
+    {
+        eprintln!(
+            "airlock: cannot write the timeline to {}: {error}",
+            path.display()
+        );
+    }
+    code
+}
+
+fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
+    let config = VmConfig {
+        kernel: args.kernel,
+        initrd: args.initrd,
+        cmdline: args.cmdline,
+        memory: args.memory,
+        cpus: args.cpus,
+        devices: args.devices,
+        allow_unsafe_interrupts: args.allow_unsafe_interrupts,
+        serial: args.serial,
+    };
+    let vm = Vm::build(&config, timeline)?;
+    let signals = Signals::install(vm.report()).map_err(VmError::Signals)?;
+    let outcome = vm.run(vec![Box::new(signals)])?;
+    if outcome.exit_code() != 0 {
+        eprintln!("airlock: {outcome}");
+    }
+    Ok(ExitCode::from(outcome.exit_code()))
+}

@@ -1,0 +1,303 @@
+//! Guests of a few instructions on the real `/dev/kvm`: each ends the VM, or
+//! says what it found, by the devices under test.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use vmm::config::{MemorySize, SerialOutput, VmConfig};
+use vmm::outcome::Outcome;
+use vmm::timeline::Timeline;
+use vmm::vcpu::VcpuEnd;
+use vmm::vm::Vm;
+
+/// Where the code is loaded and entered, in 32-bit mode.
+const LOAD: u32 = 0x10_0000;
+
+/// Ends the guest by ACPI: SLP_EN with SLP_TYP 5 to the sleep control port.
+const POWER_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
+/// Waits for interrupts that never come.
+const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
+
+/// An ELF kernel with a PVH note, that is `code` at [`LOAD`].
+fn kernel(code: &[u8]) -> Vec<u8> {
+    const NOTE: usize = 0x100;
+    const CODE: usize = 0x200;
+    let mut file = vec![0; CODE];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &2u16.to_le_bytes());
+    put(18, &62u16.to_le_bytes());
+    put(24, &u64::from(LOAD).to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &64u16.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &2u16.to_le_bytes());
+    let header = |kind: u32, offset: usize, address: u32, size: usize| {
+        let mut header = Vec::new();
+        header.extend(kind.to_le_bytes());
+        header.extend(7u32.to_le_bytes());
+        for field in [
+            offset as u64,
+            address.into(),
+            address.into(),
+            size as u64,
+            size as u64,
+            4,
+        ] {
+            header.extend(field.to_le_bytes());
+        }
+        header
+    };
+    put(64, &header(1, CODE, LOAD, code.len()));
+    put(120, &header(4, NOTE, 0, 20));
+    for (index, word) in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), LOAD]
+        .into_iter()
+        .enumerate()
+    {
+        put(NOTE + index * 4, &u32::to_le_bytes(word));
+    }
+    file.extend(code);
+    file
+}
+
+/// Code that sends `text` to the first serial port.
+fn say(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    for byte in text.bytes() {
+        code.extend([0xb0, byte, 0xee]);
+    }
+    code
+}
+
+struct Guest {
+    directory: TempDir,
+    config: VmConfig,
+}
+
+impl Guest {
+    /// A guest that runs `code`; nothing where there is no KVM, which is said.
+    fn new(code: &[u8]) -> Option<Self> {
+        if let Err(error) = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+        {
+            // Not by eprintln!, which the test runner swallows.
+            let _ = writeln!(
+                std::io::stderr(),
+                "NOT RUN: a tiny guest needs /dev/kvm: {error}"
+            );
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        std::fs::write(&path, kernel(code)).unwrap();
+        let config = VmConfig {
+            kernel: path,
+            initrd: None,
+            cmdline: "tiny".into(),
+            memory: MemorySize::new(4 << 20).unwrap(),
+            cpus: 1,
+            devices: Vec::new(),
+            allow_unsafe_interrupts: false,
+            serial: SerialOutput::File(directory.path().join("serial")),
+        };
+        Some(Self { directory, config })
+    }
+
+    fn run(&self) -> Outcome {
+        let vm = Vm::build(&self.config, Timeline::start()).unwrap();
+        let report = vm.report();
+        // A guest that hangs fails the test and not the whole run.
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(60));
+            report.end(Outcome::HostRefused("the test took too long".into()));
+        });
+        vm.run(Vec::new()).unwrap()
+    }
+
+    fn serial(&self) -> String {
+        let path: PathBuf = self.directory.path().join("serial");
+        std::fs::read_to_string(path).unwrap()
+    }
+}
+
+#[test]
+fn serial_output_and_power_off() {
+    let Some(guest) = Guest::new(&[&say("hello, host\n"), POWER_OFF, HALT].concat()) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+    assert_eq!(guest.serial(), "hello, host\n");
+}
+
+#[test]
+fn output_without_a_newline_is_not_lost() {
+    let Some(guest) = Guest::new(&[&say("login: "), POWER_OFF, HALT].concat()) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+    assert_eq!(guest.serial(), "login: ");
+}
+
+#[test]
+fn the_keyboard_controller_resets() {
+    // mov al, 0xfe; out 0x64, al
+    let Some(guest) = Guest::new(&[&[0xb0, 0xfe, 0xe6, 0x64], HALT].concat()) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::Reset));
+}
+
+#[test]
+fn the_reset_register_resets() {
+    // mov dx, 0x602; mov al, 0x52; out dx, al
+    let Some(guest) = Guest::new(&[&[0x66, 0xba, 0x02, 0x06, 0xb0, 0x52, 0xee], HALT].concat())
+    else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::Reset));
+}
+
+#[test]
+fn a_panic_is_reported() {
+    // mov dx, 0x505; mov al, 1; out dx, al
+    let Some(guest) = Guest::new(&[&[0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee], HALT].concat())
+    else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::Panicked));
+}
+
+#[test]
+fn a_triple_fault_is_a_crash() {
+    // ud2 with no interrupt table to speak of
+    let Some(guest) = Guest::new(&[0x0f, 0x0b]) else {
+        return;
+    };
+    let outcome = guest.run();
+    assert!(
+        matches!(
+            outcome,
+            Outcome::Crashed {
+                vcpu: 0,
+                end: VcpuEnd::TripleFault
+            }
+        ),
+        "{outcome}"
+    );
+}
+
+#[test]
+fn a_halted_guest_can_be_stopped() {
+    let Some(guest) = Guest::new(HALT) else {
+        return;
+    };
+    let vm = Vm::build(&guest.config, Timeline::start()).unwrap();
+    let report = vm.report();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        report.end(Outcome::Stopped { signal: None });
+    });
+    let outcome = vm.run(Vec::new()).unwrap();
+    assert!(
+        matches!(outcome, Outcome::Stopped { signal: None }),
+        "{outcome}"
+    );
+    thread.join().unwrap();
+}
+
+#[test]
+fn both_doors_lead_to_the_host_bridge() {
+    // EAX = config dword 0 of 00:00.0 by CF8/CFC, ECX = the same by ECAM;
+    // powers off when they are equal and no empty slot, resets when not.
+    let mut code = vec![
+        0x66, 0xba, 0xf8, 0x0c, // mov dx, 0xcf8
+        0xb8, 0x00, 0x00, 0x00, 0x80, // mov eax, 0x80000000
+        0xef, // out dx, eax
+        0x66, 0xba, 0xfc, 0x0c, // mov dx, 0xcfc
+        0xed, // in eax, dx
+        0x8b, 0x0d, 0x00, 0x00, 0x00, 0xe0, // mov ecx, [0xe0000000]
+        0x39, 0xc8, // cmp eax, ecx
+        0x75, 0x0a, // jne reset
+        0x83, 0xf8, 0xff, // cmp eax, -1
+        0x74, 0x05, // je reset
+        0xe9, 0x04, 0x00, 0x00, 0x00, // jmp power_off
+    ];
+    code.extend([0xb0, 0xfe, 0xe6, 0x64]);
+    code.extend(POWER_OFF);
+    code.extend(HALT);
+    let Some(guest) = Guest::new(&code) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+}
+
+#[test]
+fn the_start_info_is_where_ebx_says() {
+    // cmp dword [ebx], magic; jne reset; power off
+    let mut code = vec![0x81, 0x3b, 0x78, 0xc5, 0x6e, 0x33, 0x75, 0x0a];
+    code.extend(POWER_OFF);
+    code.extend(HALT);
+    code.extend([0xb0, 0xfe, 0xe6, 0x64]);
+    let Some(guest) = Guest::new(&code) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+}
+
+#[test]
+fn a_second_cpu_starts() {
+    // The first CPU copies 16-bit code to 0x8000 and sends INIT and start-up
+    // interrupts to all others; one of those switches the machine off.
+    const AP: &[u8] = &[0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
+    let mut code = vec![0xbe];
+    let copied_from = LOAD + 37;
+    code.extend(copied_from.to_le_bytes()); // mov esi, AP
+    code.extend([0xbf, 0x00, 0x80, 0x00, 0x00]); // mov edi, 0x8000
+    code.extend([0xb9, AP.len() as u8, 0, 0, 0]); // mov ecx, length
+    code.extend([0xf3, 0xa4]); // rep movsb
+    for command in [0x000c_4500u32, 0x000c_4608] {
+        code.extend([0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe]); // mov [0xfee00300], command
+        code.extend(command.to_le_bytes());
+    }
+    assert_eq!(code.len(), 37);
+    code.extend(AP);
+    // What follows the last command must be 32-bit code for the first CPU.
+    let jump = code.len();
+    code.splice(37..37, [0xeb, AP.len() as u8]);
+    code[1..5].copy_from_slice(&(copied_from + 2).to_le_bytes());
+    assert_eq!(code.len(), jump + 2);
+    code.extend(HALT);
+    let Some(mut guest) = Guest::new(&code) else {
+        return;
+    };
+    guest.config.cpus = 2;
+    let outcome = guest.run();
+    assert!(matches!(outcome, Outcome::PowerOff), "{outcome}");
+}
+
+#[test]
+fn memory_that_the_host_has_not_is_refused() {
+    let Some(mut guest) = Guest::new(HALT) else {
+        return;
+    };
+    guest.config.memory = MemorySize::new(1 << 50).unwrap();
+    let error = Vm::build(&guest.config, Timeline::start()).unwrap_err();
+    assert!(
+        error.to_string().contains("more than the host can give"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_kernel_larger_than_memory_is_refused() {
+    let Some(mut guest) = Guest::new(&[0; 3 << 20]) else {
+        return;
+    };
+    guest.config.memory = MemorySize::new(2 << 20).unwrap();
+    let error = Vm::build(&guest.config, Timeline::start()).unwrap_err();
+    assert!(error.to_string().contains("does not fit"), "{error}");
+}
