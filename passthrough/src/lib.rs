@@ -6,6 +6,8 @@
 mod assigned;
 mod bar;
 mod config;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod host;
 mod interrupt;
 pub mod iommu;

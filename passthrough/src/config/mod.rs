@@ -28,6 +28,8 @@ pub(crate) use express::{DEVICE_CONTROL, FUNCTION_LEVEL_RESET};
 pub(crate) use header::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
 };
+#[cfg(test)]
+pub(crate) use msix::BarArea;
 pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
 pub(crate) use power::{CONTROL as POWER_CONTROL, PowerState};
 pub(crate) use view::{ConfigView, snapshot};

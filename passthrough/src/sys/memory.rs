@@ -1,6 +1,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+#[cfg(any(test, feature = "fake"))]
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+#[cfg(any(test, feature = "fake"))]
+use std::sync::Arc;
 
 use crate::ports::HostMemory;
 
@@ -114,11 +118,11 @@ impl Mapping {
         Ok(Self { address, size })
     }
 
-    #[cfg(any(test, feature = "fake"))]
     /// Zeroed memory that is shared with nobody: `size` bytes, in whole pages.
     ///
     /// # Errors
     /// The kernel's.
+    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn anonymous(size: usize) -> io::Result<Self> {
         Self::anonymous_with(size, libc::PROT_READ | libc::PROT_WRITE)
     }
@@ -136,8 +140,23 @@ impl Mapping {
         Ok(Self { address, size })
     }
 
+    /// The `size` bytes of a map from `offset` on, in whole pages, as memory of
+    /// their own; nothing when they are not inside.
     #[cfg(any(test, feature = "fake"))]
+    pub(crate) fn part(whole: &Arc<Self>, offset: u64, size: u64) -> Option<Part> {
+        let (offset, size) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
+        let page = usize::try_from(page_size()).ok()?;
+        let end = offset.checked_add(size)?;
+        let paged = offset.is_multiple_of(page) && size.is_multiple_of(page);
+        (size > 0 && paged && end <= whole.size).then(|| Part {
+            whole: Arc::clone(whole),
+            offset,
+            size,
+        })
+    }
+
     /// Reads bytes one by one. What lies past the end reads as all ones.
+    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         for (byte, at) in data.iter_mut().zip(0_u64..) {
             *byte = match self.byte(offset, at) {
@@ -148,8 +167,8 @@ impl Mapping {
         }
     }
 
-    #[cfg(any(test, feature = "fake"))]
     /// Writes bytes one by one. What lies past the end is dropped.
+    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         for (&byte, at) in data.iter().zip(0_u64..) {
             if let Some(address) = self.byte(offset, at) {
@@ -166,6 +185,43 @@ impl Mapping {
         // SAFETY: `at` is inside the map.
         (at < self.size).then(|| unsafe { self.address.as_ptr().add(at) })
     }
+}
+
+/// Part of a [`Mapping`], which stays mapped as long as its parts.
+#[cfg(any(test, feature = "fake"))]
+#[derive(Debug)]
+pub(crate) struct Part {
+    whole: Arc<Mapping>,
+    offset: usize,
+    size: usize,
+}
+
+// SAFETY: whole pages inside of a map that lives as long as this value.
+#[cfg(any(test, feature = "fake"))]
+unsafe impl HostMemory for Part {
+    fn address(&self) -> NonNull<u8> {
+        // SAFETY: `Mapping::part` has checked that the offset is inside.
+        unsafe { self.whole.address.add(self.offset) }
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+}
+
+/// An eventfd, non-blocking and close-on-exec, as interrupt routes have.
+///
+/// # Errors
+/// When descriptors have run out.
+#[cfg(any(test, feature = "fake"))]
+pub(crate) fn event() -> io::Result<OwnedFd> {
+    // SAFETY: the call touches no memory.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl Drop for Mapping {

@@ -1,0 +1,133 @@
+use devices::pci::{BarInfo, ConfigSpace, Register, capabilities};
+
+const COMMAND: u16 = 0x04;
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
+const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
+const DEVCAP_FLR: u32 = 1 << 28;
+
+/// Config space as the kernel lets a user see and write it
+/// (drivers/vfio/pci/vfio_pci_config.c).
+#[derive(Debug)]
+pub(super) struct FakeConfig {
+    space: ConfigSpace,
+    power: Option<u16>,
+    express: Option<u16>,
+    msix: Option<u16>,
+}
+
+impl FakeConfig {
+    /// A device whose config space reads as `values`. BAR registers are the
+    /// kernel's own, so that sizing them works.
+    pub(super) fn new(values: &ConfigSpace, bars: &[BarInfo]) -> Self {
+        let mut bytes = [0; 4096];
+        values.read(0, &mut bytes);
+        let mut config = Self {
+            space: ConfigSpace::new(),
+            power: None,
+            express: None,
+            msix: None,
+        };
+        config.space.set(0, &bytes);
+        // Between capabilities everything is raw.
+        for at in 0x40..0x100 {
+            config.permit(at, 1, 0xff);
+        }
+        config.permit(COMMAND, 2, 0x0547);
+        config.permit(0x0c, 2, 0xffff);
+        config.permit(0x3c, 1, 0xff);
+        for bar in bars {
+            bar.define(&mut config.space);
+        }
+        let list: Vec<_> = capabilities(|at, data| values.read(at, data)).collect();
+        for capability in list {
+            config.permit_capability(capability.id, capability.offset);
+        }
+        config
+    }
+
+    fn permit(&mut self, offset: u16, size: u8, writable: u32) {
+        let mut value = [0; 4];
+        self.space.read(offset, &mut value[..usize::from(size)]);
+        let value = u32::from_le_bytes(value);
+        self.space
+            .define(Register::writable(offset, size, value, writable));
+    }
+
+    fn permit_capability(&mut self, id: u8, at: u16) {
+        let close = |config: &mut Self, size: u16| {
+            for offset in at..at + size {
+                config.permit(offset, 1, 0);
+            }
+        };
+        match id {
+            0x01 => {
+                close(self, 8);
+                self.permit(at + 4, 2, 3);
+                self.power = Some(at);
+            }
+            0x03 => {
+                close(self, 2);
+                self.permit(at + 2, 2, 0xffff);
+            }
+            0x05 => close(self, 0x18),
+            0x09 => close(self, 3),
+            0x10 => {
+                close(self, 0x3c);
+                self.permit(at + 0x08, 2, 0xfdff);
+                self.permit(at + 0x28, 2, 0xffdf);
+                self.express = Some(at);
+            }
+            0x11 => {
+                close(self, 12);
+                self.msix = Some(at);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn read(&self, offset: u16, data: &mut [u8]) {
+        self.space.read(offset, data);
+    }
+
+    /// Writes; says whether the device is to be reset.
+    pub(super) fn write(&mut self, offset: u16, data: &[u8]) -> bool {
+        self.space.write(offset, data);
+        let Some(at) = self.express else {
+            return false;
+        };
+        let control = self.space.u16(at + 8);
+        if control & FUNCTION_LEVEL_RESET == 0 {
+            return false;
+        }
+        let cleared = control & !FUNCTION_LEVEL_RESET;
+        self.space.set(at + 8, &cleared.to_le_bytes());
+        self.space.u32(at + 4) & DEVCAP_FLR != 0
+    }
+
+    /// A reset wakes the device; the kernel restores the other registers.
+    pub(super) fn reset(&mut self) {
+        if let Some(at) = self.power {
+            let control = self.space.u16(at + 4) & !3;
+            self.space.set(at + 4, &control.to_le_bytes());
+        }
+    }
+
+    /// Whether memory accesses reach the device.
+    pub(super) fn memory_answers(&self) -> bool {
+        let asleep = self.power.is_some_and(|at| self.space.u16(at + 4) & 3 == 3);
+        self.space.u16(COMMAND) & COMMAND_MEMORY != 0 && !asleep
+    }
+
+    /// Whether the device may send requests.
+    pub(super) fn is_bus_master(&self) -> bool {
+        self.space.u16(COMMAND) & COMMAND_BUS_MASTER != 0
+    }
+
+    /// Vectors, table pointer and pending bits pointer of MSI-X.
+    pub(super) fn msix(&self) -> Option<(u16, u32, u32)> {
+        let at = self.msix?;
+        let vectors = (self.space.u16(at + 2) & 0x7ff) + 1;
+        Some((vectors, self.space.u32(at + 4), self.space.u32(at + 8)))
+    }
+}

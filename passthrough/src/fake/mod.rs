@@ -1,0 +1,13 @@
+//! A host in memory: a device that behaves as the kernel's VFIO does, and the
+//! ports of a monitor that does nothing but take notes.
+//!
+//! For tests, of this crate and of monitors that embed it (feature `fake`).
+
+mod config;
+mod device;
+mod journal;
+mod ports;
+
+pub use device::{FakeDevice, Operation};
+pub use journal::Journal;
+pub use ports::{FakeMapper, FakeRouter, FakeSpace};

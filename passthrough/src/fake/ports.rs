@@ -1,0 +1,253 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Journal;
+use crate::iommu::{AddressSpace, IovaRange, MapError, SpaceLimits};
+use crate::ports::{
+    HostMemory, InterruptRoute, InterruptRouter, MemoryMapper, MemoryMapping, MsiMessage, PortError,
+};
+use crate::sys;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the routes of a [`FakeRouter`] share: the connected ones by number.
+type Connected = Arc<Mutex<BTreeMap<u32, (File, MsiMessage)>>>;
+
+/// Routes with real events and a guest that takes notes.
+#[derive(Debug, Default)]
+pub struct FakeRouter {
+    journal: Journal,
+    connected: Connected,
+    made: Mutex<u32>,
+    routes_left: Mutex<Option<u32>>,
+}
+
+impl FakeRouter {
+    /// A router that writes into `journal`.
+    pub fn new(journal: &Journal) -> Self {
+        Self {
+            journal: journal.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Gives out only so many routes more.
+    pub fn only_routes(&self, routes: u32) {
+        *lock(&self.routes_left) = Some(routes);
+    }
+
+    /// The messages that the guest gets now: those of connected routes whose
+    /// event was signalled, by route.
+    pub fn delivered(&self) -> Vec<MsiMessage> {
+        let mut messages = Vec::new();
+        for (event, message) in lock(&self.connected).values_mut() {
+            if drain(event) > 0 {
+                messages.push(*message);
+            }
+        }
+        messages
+    }
+}
+
+/// Takes an event's count.
+fn drain(event: &mut File) -> u64 {
+    let mut count = [0; 8];
+    event
+        .read_exact(&mut count)
+        .map_or(0, |()| u64::from_ne_bytes(count))
+}
+
+impl InterruptRouter for FakeRouter {
+    fn new_route(&self) -> Result<Box<dyn InterruptRoute>, PortError> {
+        if let Some(left) = &mut *lock(&self.routes_left) {
+            *left = left.checked_sub(1).ok_or("no routes left")?;
+        }
+        let mut made = lock(&self.made);
+        let number = *made;
+        *made += 1;
+        self.journal.note(format!("route {number} new"));
+        Ok(Box::new(FakeRoute {
+            number,
+            event: File::from(sys::event()?),
+            journal: self.journal.clone(),
+            connected: Arc::clone(&self.connected),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct FakeRoute {
+    number: u32,
+    event: File,
+    journal: Journal,
+    connected: Connected,
+}
+
+impl InterruptRoute for FakeRoute {
+    fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn connect(&mut self, message: MsiMessage) -> Result<(), PortError> {
+        let (number, data) = (self.number, message.data);
+        self.journal
+            .note(format!("route {number} connect {data:#x}"));
+        let event = self.event.try_clone()?;
+        lock(&self.connected).insert(number, (event, message));
+        Ok(())
+    }
+
+    fn disconnect(&mut self) -> Result<(), PortError> {
+        self.journal
+            .note(format!("route {} disconnect", self.number));
+        lock(&self.connected).remove(&self.number);
+        Ok(())
+    }
+
+    fn is_pending(&self) -> bool {
+        // Looks at the count and puts it back.
+        let Ok(mut event) = self.event.try_clone() else {
+            return false;
+        };
+        let count = drain(&mut event);
+        count > 0 && event.write_all(&count.to_ne_bytes()).is_ok()
+    }
+}
+
+impl Drop for FakeRoute {
+    fn drop(&mut self) {
+        self.journal.note(format!("route {} drop", self.number));
+        lock(&self.connected).remove(&self.number);
+    }
+}
+
+/// A guest's address space that takes notes.
+#[derive(Debug, Default)]
+pub struct FakeMapper {
+    journal: Journal,
+    refuse: Mutex<bool>,
+}
+
+impl FakeMapper {
+    /// A mapper that writes into `journal`.
+    pub fn new(journal: &Journal) -> Self {
+        Self {
+            journal: journal.clone(),
+            refuse: Mutex::new(false),
+        }
+    }
+
+    /// Refuses every map from now on, or no longer.
+    pub fn refuse(&self, refuse: bool) {
+        *lock(&self.refuse) = refuse;
+    }
+}
+
+impl MemoryMapper for FakeMapper {
+    fn map(
+        &self,
+        address: u64,
+        memory: Arc<dyn HostMemory>,
+    ) -> Result<Box<dyn MemoryMapping>, PortError> {
+        let size = memory.size();
+        self.journal
+            .note(format!("guest map {address:#x} {size:#x}"));
+        if *lock(&self.refuse) {
+            return Err("the place is taken".into());
+        }
+        Ok(Box::new(FakeMapping {
+            address,
+            journal: self.journal.clone(),
+            _memory: memory,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct FakeMapping {
+    address: u64,
+    journal: Journal,
+    _memory: Arc<dyn HostMemory>,
+}
+
+impl MemoryMapping for FakeMapping {}
+
+impl Drop for FakeMapping {
+    fn drop(&mut self) {
+        self.journal
+            .note(format!("guest unmap {:#x}", self.address));
+    }
+}
+
+/// An address space that takes notes: 39 bits wide, without the interrupt
+/// window, as the usual VT-d is.
+#[derive(Debug)]
+pub struct FakeSpace {
+    journal: Journal,
+    limits: SpaceLimits,
+    maps: Mutex<BTreeMap<u64, Arc<dyn HostMemory>>>,
+    errno: Mutex<Option<i32>>,
+}
+
+impl FakeSpace {
+    /// A space that writes into `journal`.
+    pub fn new(journal: &Journal) -> Self {
+        let ranges = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
+        Self {
+            journal: journal.clone(),
+            limits: SpaceLimits {
+                ranges: ranges.map(|(start, last)| IovaRange { start, last }).into(),
+                page_sizes: 0x4020_1000,
+                max_maps: Some(65_535),
+            },
+            maps: Mutex::default(),
+            errno: Mutex::new(None),
+        }
+    }
+
+    /// Refuses every map from now on with `errno`, or no longer.
+    pub fn refuse(&self, errno: Option<i32>) {
+        *lock(&self.errno) = errno;
+    }
+}
+
+impl AddressSpace for FakeSpace {
+    fn limits(&self) -> &SpaceLimits {
+        &self.limits
+    }
+
+    fn map(&self, iova: u64, memory: Arc<dyn HostMemory>) -> Result<(), MapError> {
+        let size = memory.size() as u64;
+        self.journal.note(format!("dma map {iova:#x} {size:#x}"));
+        if let Some(errno) = *lock(&self.errno) {
+            return Err(MapError {
+                action: "map",
+                iova,
+                size,
+                reason: "told to refuse".to_owned(),
+                source: io::Error::from_raw_os_error(errno),
+            });
+        }
+        lock(&self.maps).insert(iova, memory);
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64) -> Result<(), MapError> {
+        self.journal.note(format!("dma unmap {iova:#x}"));
+        match lock(&self.maps).remove(&iova) {
+            Some(_) => Ok(()),
+            None => Err(MapError {
+                action: "unmap",
+                iova,
+                size: 0,
+                reason: "nothing is mapped there".to_owned(),
+                source: io::Error::from_raw_os_error(libc::ENOENT),
+            }),
+        }
+    }
+}
