@@ -57,29 +57,32 @@ pub(crate) fn run_logged(
     command: &mut Command,
     log: &Path,
     meter: &mut Meter,
+    state: impl FnMut(&Path) -> String,
+) -> Result<(), CommandError> {
+    let output = open_log(log)?;
+    run_logged_to(command, output.into(), log, meter, state)
+}
+
+/// As [`run_logged`], with its standard output elsewhere.
+///
+/// # Errors
+/// As [`run_logged`].
+pub(crate) fn run_logged_to(
+    command: &mut Command,
+    output: Stdio,
+    log: &Path,
+    meter: &mut Meter,
     mut state: impl FnMut(&Path) -> String,
 ) -> Result<(), CommandError> {
     let program = title(command);
-    let at = || {
-        |source| CommandError::Log {
-            path: log.to_owned(),
-            source,
-        }
-    };
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(at())?;
-    let errors = file.try_clone().map_err(at())?;
     let start = |source| CommandError::Start {
         program: program.clone(),
         source,
     };
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(file)
-        .stderr(errors)
+        .stdout(output)
+        .stderr(open_log(log)?)
         .spawn()
         .map_err(start)?;
     let status = loop {
@@ -97,6 +100,14 @@ pub(crate) fn run_logged(
         status,
         log: log.to_owned(),
         tail: crate::host::file_tail(log, LOG_TAIL_LINES),
+    })
+}
+
+fn open_log(log: &Path) -> Result<File, CommandError> {
+    let opened = File::options().create(true).append(true).open(log);
+    opened.map_err(|source| CommandError::Log {
+        path: log.to_owned(),
+        source,
     })
 }
 
@@ -175,7 +186,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let mut meter = Meter::silent("test");
+        let mut meter = Meter::quiet_at_first("test");
         let log = directory.path().join("log");
         let result = run_logged(&mut command, &log, &mut meter, |_| String::new());
         (result, directory)

@@ -17,13 +17,35 @@ use crate::machine::{DeviceModel, Location, Machine, QemuFiles, command_line};
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The program that emulates it.
-    pub qemu: String,
+    pub qemu: PathBuf,
     /// Its kernel (bzImage).
     pub kernel: PathBuf,
     /// Its initramfs.
-    pub initrd: PathBuf,
-    /// What stands in [`super::INSTALL_DIRECTORY`], by name; `lab-agent` must be among it.
-    pub install: BTreeMap<String, PathBuf>,
+    pub initrd: Vec<u8>,
+    /// What stands in [`INSTALL_DIRECTORY`](super::INSTALL_DIRECTORY), by name;
+    /// the agent must be among it.
+    pub install: BTreeMap<String, Content>,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// The same as this file, which is copied at each boot.
+    File(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Content {
+    fn write(&self, to: &Path) -> Result<(), HostError> {
+        match self {
+            Self::File(from) => {
+                fs::copy(from, to).map_err(HostError::io("copy", from))?;
+            }
+            Self::Bytes(bytes) => fs::write(to, bytes).map_err(HostError::io("write", to))?,
+        }
+        Ok(())
+    }
 }
 
 impl Host {
@@ -39,12 +61,15 @@ impl Host {
             RunDirectory::create(path.clone()).map_err(HostError::io("prepare", &path))?;
         let files = QemuFiles {
             kernel: parts.kernel.clone(),
-            initrd: parts.initrd.clone(),
+            initrd: directory.path().join("initrd.cpio"),
             work: directory.work(),
             console: directory.path().join("console.log"),
             disks: make_disks(machine, directory.path())?,
         };
-        install(parts, &directory.install())?;
+        fs::write(&files.initrd, &parts.initrd).map_err(HostError::io("write", &files.initrd))?;
+        for (name, content) in &parts.install {
+            content.write(&directory.install().join(name))?;
+        }
         let plan = command_line(machine, &files)?;
 
         let messages = directory.path().join("qemu.log");
@@ -52,7 +77,7 @@ impl Host {
             UnixStream::pair().map_err(HostError::io("make a socket in", directory.path()))?;
         let begun = Instant::now();
         let qemu = Qemu::start(&parts.qemu, &plan.args, theirs, &messages)
-            .map_err(HostError::io("start", Path::new(&parts.qemu)))?;
+            .map_err(HostError::io("start", &parts.qemu))?;
         let session =
             Session::start(ours).map_err(HostError::io("read a socket in", directory.path()))?;
         let shared = Arc::new(Shared {
@@ -113,11 +138,4 @@ fn make_disks(machine: &Machine, directory: &Path) -> Result<BTreeMap<String, Pa
         }
     }
     Ok(disks)
-}
-
-fn install(parts: &Parts, directory: &Path) -> Result<(), HostError> {
-    for (name, source) in &parts.install {
-        fs::copy(source, directory.join(name)).map_err(HostError::io("copy", source))?;
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@ mod error;
 mod process;
 mod qemu;
 mod session;
+mod vfio;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,12 @@ use std::time::Duration;
 use devices::pci::PciAddress;
 
 pub use crate::agent::protocol::{Exit, Stream};
-pub use boot::Parts;
+pub use boot::{Content, Parts};
 pub(crate) use error::file_tail;
 pub use error::{HostError, Tails};
 pub use process::{Outcome, Process, Step};
 pub use session::Line;
+pub use vfio::VFIO_PCI;
 
 use crate::agent::protocol::Request;
 use crate::cache::Lock;

@@ -203,6 +203,25 @@ impl Process {
         })
     }
 
+    /// Waits for the next line, among those that earlier calls did not pass;
+    /// `None` when the process has ended and there is none.
+    ///
+    /// # Errors
+    /// After `limit` the nested host is ended: [`HostError::TimeLimit`].
+    pub fn next_line(&mut self, limit: Duration) -> Result<Option<Line>, HostError> {
+        let from = self.passed;
+        let deadline = Instant::now() + limit;
+        let next = self.shared.session.wait_for(self.id, deadline, |record| {
+            match record.lines.get(from) {
+                Some(line) => Some(Some(line.clone())),
+                None => record.exit.map(|_| None),
+            }
+        });
+        let next = next.map_err(|waited| self.give_up(waited, limit))?;
+        self.passed += usize::from(next.is_some());
+        Ok(next)
+    }
+
     /// Waits for a line that contains `text`, among those that earlier calls
     /// did not pass.
     ///
@@ -210,28 +229,20 @@ impl Process {
     /// [`HostError::Ended`] when the process ends first. After `limit` the
     /// nested host is ended: [`HostError::TimeLimit`].
     pub fn wait_line(&mut self, text: &str, limit: Duration) -> Result<Line, HostError> {
-        let from = self.passed;
         let deadline = Instant::now() + limit;
-        let found = self.shared.session.wait_for(self.id, deadline, |record| {
-            let lines = record.lines.iter().enumerate().skip(from);
-            for (index, line) in lines {
-                if line.text.contains(text) {
-                    return Some(Some((index, line.clone())));
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.next_line(left)? {
+                Some(line) if line.text.contains(text) => return Ok(line),
+                Some(_) => {}
+                None => {
+                    return Err(HostError::Ended {
+                        title: self.title.clone(),
+                        text: text.to_owned(),
+                        tail: self.shared.session.record(self.id).tail(super::TAIL_LINES),
+                    });
                 }
             }
-            record.exit.map(|_| None)
-        });
-        match found {
-            Ok(Some((index, line))) => {
-                self.passed = index + 1;
-                Ok(line)
-            }
-            Ok(None) => Err(HostError::Ended {
-                title: self.title.clone(),
-                text: text.to_owned(),
-                tail: self.shared.session.record(self.id).tail(super::TAIL_LINES),
-            }),
-            Err(waited) => Err(self.give_up(waited, limit)),
         }
     }
 

@@ -23,7 +23,7 @@ impl Qemu {
     /// Starts `program` with `args`; `port` becomes its standard input, its
     /// messages go to the file `log`.
     pub(super) fn start(
-        program: &str,
+        program: &Path,
         args: &[String],
         port: UnixStream,
         log: &Path,
@@ -31,7 +31,8 @@ impl Qemu {
         let messages = File::create(log)?;
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--", program])
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
             .args(args)
             .stdin(OwnedFd::from(port))
             .stdout(messages.try_clone()?)

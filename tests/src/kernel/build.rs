@@ -164,7 +164,7 @@ fn make(source: &Path) -> Command {
 fn configure(place: &Place, source: &Path) -> Result<(), BuildError> {
     let fragment = place.path.join("fragment");
     fs::write(&fragment, FRAGMENT).map_err(CacheError::at(&fragment))?;
-    let mut meter = Meter::silent("configuring the kernel");
+    let mut meter = Meter::quiet_at_first("configuring the kernel");
     let mut command = make(source);
     command
         .env("KCONFIG_ALLCONFIG", &fragment)

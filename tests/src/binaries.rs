@@ -1,0 +1,131 @@
+//! The programs of this workspace that run in the nested host, built by cargo.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::cache::{Cache, CacheError};
+use crate::command::{CommandError, count_lines, run_logged_to};
+use crate::progress::Meter;
+
+/// The agent's name, as a cargo target and in the nested host.
+pub const AGENT: &str = "lab-agent";
+/// airlock's name, as a cargo target and in the nested host.
+pub const AIRLOCK: &str = "airlock";
+
+/// The variable that names an airlock binary to test instead of this
+/// workspace's.
+pub const AIRLOCK_VARIABLE: &str = "AIRLOCK_BIN";
+
+/// Why the programs could not be had.
+#[derive(Debug, Error)]
+pub enum BinariesError {
+    /// cargo failed.
+    #[error("cannot build the programs that run in the nested host: {0}")]
+    Cargo(#[from] CommandError),
+    /// cargo said nothing of a program.
+    #[error("cargo built no program named {0}")]
+    Missing(String),
+    /// The cache, where cargo's output goes, cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// Builds the programs, in release mode, and gives their paths by name.
+///
+/// # Errors
+/// [`BinariesError`] when cargo fails.
+pub fn build(cache: &Cache) -> Result<BTreeMap<String, PathBuf>, BinariesError> {
+    let given = env::var_os(AIRLOCK_VARIABLE).map(PathBuf::from);
+    let mut wanted = vec![AGENT];
+    if given.is_none() {
+        wanted.push(AIRLOCK);
+    }
+    let mut built = cargo(cache, &wanted)?;
+    if let Some(path) = given {
+        built.insert(AIRLOCK.to_owned(), path);
+    }
+    for name in [AGENT, AIRLOCK] {
+        if !built.contains_key(name) {
+            return Err(BinariesError::Missing(name.to_owned()));
+        }
+    }
+    Ok(built)
+}
+
+fn cargo(cache: &Cache, wanted: &[&str]) -> Result<BTreeMap<String, PathBuf>, BinariesError> {
+    let _lock = cache.lock("cargo.lock", "it builds airlock")?;
+    let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    // Set for whatever cargo runs; a caller that was started otherwise has it in PATH.
+    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let messages = cache.path("cargo.json");
+    let log = cache.path("cargo.log");
+    for stale in [&messages, &log] {
+        // There may be none yet.
+        let _ = fs::remove_file(stale);
+    }
+    let output = File::create(&messages).map_err(CacheError::at(&messages))?;
+    let mut command = Command::new(program);
+    command.current_dir(workspace).args([
+        "build",
+        "--release",
+        "--message-format=json-render-diagnostics",
+    ]);
+    for name in wanted {
+        let package = if *name == AGENT { "tests" } else { "vmm" };
+        command.args(["--package", package, "--bin", name]);
+    }
+    let mut meter = Meter::quiet_at_first(format!("building {}", wanted.join(" and ")));
+    run_logged_to(&mut command, Stdio::from(output), &log, &mut meter, |log| {
+        format!("{} crates", count_lines(log, &["   Compiling "]))
+    })?;
+    meter.finish("done");
+    let text = fs::read_to_string(&messages).map_err(CacheError::at(&messages))?;
+    Ok(executables(&text))
+}
+
+/// The programs that cargo's messages name.
+fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let mut found = BTreeMap::new();
+    for line in messages.lines() {
+        // Messages of other kinds have neither field.
+        let Ok(message) = serde_json::from_str::<Message>(line) else {
+            continue;
+        };
+        if let (Some(path), Some(target)) = (message.executable, message.target) {
+            found.insert(target.name, path);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"lab","kind":["lib"]},"executable":null}
+{"reason":"build-script-executed","package_id":"x"}
+not json
+{"reason":"compiler-artifact","target":{"name":"airlock","kind":["bin"]},"executable":"/t/release/airlock"}
+{"reason":"build-finished","success":true}"#;
+        let found = executables(messages);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["airlock"], Path::new("/t/release/airlock"));
+    }
+}

@@ -1,0 +1,101 @@
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use thiserror::Error;
+
+use crate::binaries::{self, BinariesError};
+use crate::cache::{Cache, CacheError};
+use crate::host::{Content, Host, HostError, Parts};
+use crate::initramfs::{self, InitramfsError};
+use crate::kernel::{Kernel, KernelError};
+use crate::machine::Machine;
+use crate::prerequisites::{self, PrerequisiteError, find_program, find_static_program};
+
+/// Why the lab cannot be set up.
+#[derive(Debug, Error)]
+pub enum LabError {
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Programs are missing.
+    #[error(transparent)]
+    Prerequisite(#[from] PrerequisiteError),
+    /// There is no kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// There is no initramfs.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    /// airlock or the agent could not be built.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+}
+
+/// Everything that nested hosts are made of, ready for use.
+#[derive(Debug)]
+pub struct Lab {
+    cache: Cache,
+    parts: Parts,
+}
+
+impl Lab {
+    /// Sets up what is missing, with progress on standard error: packages (as
+    /// root), the kernel (once, some minutes), airlock and the agent (cargo).
+    ///
+    /// # Errors
+    /// [`LabError`] with what to do about it.
+    pub fn prepare() -> Result<Self, LabError> {
+        let cache = Cache::open()?;
+        prerequisites::ensure(&cache, prerequisites::RUN)?;
+        let missing = |name: &str| PrerequisiteError::StillMissing(vec![name.to_owned()]);
+        let qemu = find_program("qemu-system-x86_64").ok_or_else(|| missing("QEMU"))?;
+        let busybox = find_static_program("busybox").ok_or_else(|| missing("busybox"))?;
+        let kernel = Kernel::get(&cache)?;
+        let mut install: BTreeMap<_, _> = binaries::build(&cache)?
+            .into_iter()
+            .map(|(name, path)| (name, Content::File(path)))
+            .collect();
+        for (name, content) in [
+            (names::BZIMAGE, Content::File(kernel.bzimage.clone())),
+            (names::ELF, Content::File(kernel.elf)),
+            (names::INITRD, Content::Bytes(initramfs::guest(&busybox)?)),
+        ] {
+            install.insert(name.to_owned(), content);
+        }
+        let parts = Parts {
+            qemu,
+            kernel: kernel.bzimage,
+            initrd: initramfs::host(&busybox)?,
+            install,
+        };
+        Ok(Self { cache, parts })
+    }
+
+    /// The lab of this process: set up at the first call.
+    ///
+    /// # Errors
+    /// What the set-up failed with, at each call.
+    pub fn shared() -> Result<&'static Self, &'static LabError> {
+        static LAB: OnceLock<Result<Lab, LabError>> = OnceLock::new();
+        LAB.get_or_init(Self::prepare).as_ref()
+    }
+
+    /// Boots a machine; see [`Host::boot`].
+    ///
+    /// # Errors
+    /// [`HostError`] when it does not come up.
+    pub fn boot(&self, machine: &Machine) -> Result<Host, HostError> {
+        Host::boot(&self.cache, &self.parts, machine)
+    }
+}
+
+/// The names of the files that a guest boots from, in
+/// [`INSTALL_DIRECTORY`](crate::host::INSTALL_DIRECTORY).
+pub mod names {
+    /// The kernel for the Linux boot protocol.
+    pub const BZIMAGE: &str = "bzImage";
+    /// The kernel for the PVH boot protocol.
+    pub const ELF: &str = "vmlinux";
+    /// The guest's initramfs, see `resources/guest-init.sh`.
+    pub const INITRD: &str = "guest.cpio";
+}
