@@ -17,8 +17,9 @@ use crate::memory::{GuestRam, RamBlock, RamError};
 use crate::outcome::Chain;
 use crate::timeline::{Milestone, Timeline};
 
-/// How much is populated between two looks at the stop flag.
-const STEP: usize = 32 << 20;
+/// How much is populated in one call. A huge page, because populating holds the
+/// process's memory map: with larger steps every mmap(2) of the start waits.
+const STEP: usize = 2 << 20;
 /// After this long a waiting guest is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(5);
 

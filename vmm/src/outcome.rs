@@ -89,9 +89,17 @@ impl fmt::Display for Chain<'_> {
 /// Never blocks: vCPU threads call it.
 #[derive(Debug)]
 pub struct EndReport {
-    outcome: Mutex<Option<Outcome>>,
+    state: Mutex<State>,
     event: EventFd,
     timeline: Timeline,
+}
+
+#[derive(Debug)]
+enum State {
+    Running,
+    Ended(Outcome),
+    /// Ended, and the outcome was taken.
+    Told,
 }
 
 impl EndReport {
@@ -101,7 +109,7 @@ impl EndReport {
     /// When no eventfd can be had.
     pub fn new(timeline: Timeline) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            outcome: Mutex::default(),
+            state: Mutex::new(State::Running),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             timeline,
         }))
@@ -109,24 +117,28 @@ impl EndReport {
 
     /// Ends the VM, unless it has ended already.
     pub fn end(&self, outcome: Outcome) {
-        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_some() {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*state, State::Running) {
             log::debug!("after the end: {outcome}");
             return;
         }
         self.timeline.mark(Milestone::GuestEnded);
-        *slot = Some(outcome);
+        *state = State::Ended(outcome);
         if let Err(error) = self.event.write(1) {
             log::error!("cannot wake the event loop: {error}");
         }
     }
 
-    /// Takes the outcome, when there is one.
+    /// Takes the outcome, when there is one. It is given once.
     pub fn take(&self) -> Option<Outcome> {
-        self.outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Running) {
+            return None;
+        }
+        match std::mem::replace(&mut *state, State::Told) {
+            State::Ended(outcome) => Some(outcome),
+            State::Running | State::Told => None,
+        }
     }
 
     /// Readable once the VM has ended.
@@ -169,6 +181,8 @@ mod tests {
         report.signal(PowerEvent::PowerOff);
         assert!(report.event().read().is_ok());
         assert_eq!(report.take().unwrap().exit_code(), 3);
+        report.signal(PowerEvent::PowerOff);
+        assert!(report.take().is_none(), "what comes later is no second end");
     }
 
     #[test]
