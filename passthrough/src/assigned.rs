@@ -25,15 +25,15 @@ const HANDED_ON: u16 = config::COMMAND_IO | config::COMMAND_MEMORY | config::COM
 #[derive(Debug, Error)]
 pub enum AssignError {
     /// Its config space can't be shown.
-    #[error("device {device} can't be assigned: {source}")]
+    #[error("device {device} can't be assigned: {reason}")]
     Config {
         /// The device.
         device: PciAddress,
         /// Why not.
-        source: ConfigError,
+        reason: ConfigError,
     },
     /// It can't be accessed.
-    #[error("device {device} can't be assigned: it does not answer")]
+    #[error("device {device} can't be assigned: it does not answer; see the host's kernel log")]
     Device {
         /// The device.
         device: PciAddress,
@@ -106,9 +106,9 @@ impl AssignedDevice {
         mapper: Arc<dyn MemoryMapper>,
         space: Arc<dyn AddressSpace>,
     ) -> Result<Self, AssignError> {
-        let config_error = |source| AssignError::Config {
+        let config_error = |reason| AssignError::Config {
             device: host,
-            source,
+            reason,
         };
         let device_error = |source| AssignError::Device {
             device: host,

@@ -17,9 +17,9 @@ const CONTAINER: &str = "/dev/vfio/vfio";
 
 /// Devices that this process owns now.
 ///
-/// Orderly teardown: drop what uses the devices, then the devices, then the
-/// space. Any other order is safe too; the kernel then unmaps by itself when
-/// the last device closes.
+/// Orderly teardown: drop what uses the devices, then the space, then the
+/// devices, as the fields are declared. Any other order is safe too: the kernel
+/// unmaps by itself when the last device closes.
 #[derive(Debug)]
 pub struct Opened {
     /// The address space that all of the devices see.

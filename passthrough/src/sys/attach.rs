@@ -2,6 +2,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,16 +118,15 @@ fn detach(device: VfioDevice, view: &View) -> OwnedFd {
 /// the last goes, the group leaves KVM and the container and is closed.
 struct Group {
     /// The first device of the group, through which the group is let go.
-    keeper: Option<VfioDevice>,
+    keeper: ManuallyDrop<VfioDevice>,
     view: Arc<View>,
     sysfs: PathBuf,
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let Some(keeper) = self.keeper.take() else {
-            return;
-        };
+        // SAFETY: taken once, here; the group is gone after this.
+        let keeper = unsafe { ManuallyDrop::take(&mut self.keeper) };
         if self.sysfs.join("iommu_group").read_link().is_ok() {
             // Closes the device, tells KVM, empties and closes the group.
             drop(keeper);
@@ -156,22 +156,12 @@ impl fmt::Debug for AttachedDevice {
 
 impl AsFd for AttachedDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let shared = self.group.keeper.as_ref().map(AsRawFd::as_raw_fd);
-        match (&self.own, shared) {
-            (Some(fd), _) => fd.as_fd(),
+        match &self.own {
+            Some(fd) => fd.as_fd(),
             // SAFETY: the keeper stays open as long as the group, which this
             // value holds.
-            (None, Some(fd)) => unsafe { BorrowedFd::borrow_raw(fd) },
-            // The keeper is taken only in `drop`, when no device is left.
-            (None, None) => self.group.view.container_fd(),
+            None => unsafe { BorrowedFd::borrow_raw(self.group.keeper.as_raw_fd()) },
         }
-    }
-}
-
-impl View {
-    fn container_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the container is open as long as the view holds it.
-        unsafe { BorrowedFd::borrow_raw(self.container.as_raw_fd()) }
     }
 }
 
@@ -222,7 +212,7 @@ impl Container {
             return Ok(AttachedDevice { own, group });
         }
         let held = Arc::new(Group {
-            keeper: Some(device),
+            keeper: ManuallyDrop::new(device),
             view,
             sysfs: sysfs.to_owned(),
         });

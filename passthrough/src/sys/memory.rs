@@ -1,4 +1,5 @@
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 #[cfg(any(test, feature = "fake"))]
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -102,10 +103,13 @@ impl Mapping {
         // SAFETY: the range that is replaced belongs to the reservation, which
         // nobody else knows of.
         let address = unsafe { libc::mmap(target.cast(), size, protection, flags, fd, offset) };
+        // From here on the reservation has no owner: it was given away, or, if
+        // the map failed, may have a hole that is somebody else's by now. Then
+        // it is left where it is; it costs nothing but addresses.
+        let reserved = ManuallyDrop::new(reserved);
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let reserved = std::mem::ManuallyDrop::new(reserved);
         let after = skip + size;
         // SAFETY: both ends of the reservation are still the reservation's own
         // and no longer needed.

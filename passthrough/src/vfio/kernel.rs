@@ -2,6 +2,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use super::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
 use crate::ports::HostMemory;
@@ -11,6 +13,9 @@ use crate::sys::{self, AttachedDevice, KernelRegion, Mapping, Placement};
 const MAX_REGIONS: u32 = 64;
 /// The largest page-table entry that the kernel makes for device memory.
 const LARGEST_PAGE: u64 = 1 << 30;
+/// How often, and how long apart, a reset is tried while the device is busy.
+const RESET_RETRIES: u32 = 10;
+const RESET_PAUSE: Duration = Duration::from_millis(20);
 const IRQ_KINDS: [IrqIndex; 5] = [
     IrqIndex::Intx,
     IrqIndex::Msi,
@@ -75,15 +80,23 @@ impl KernelDevice {
         let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
         let file_offset = self.file_offset(index, area.offset, area.size)?;
         let whole = self.kernel_region(index).map_or(0, |r| r.info.size);
-        let whole = whole.checked_next_power_of_two().unwrap_or(LARGEST_PAGE);
-        let alignment = whole.min(LARGEST_PAGE).max(sys::page_size());
+        let (alignment, phase) = placement(whole, area.offset, sys::page_size());
         let placement = Placement {
             alignment: usize::try_from(alignment).map_err(invalid)?,
-            phase: usize::try_from(area.offset % alignment).map_err(invalid)?,
+            phase: usize::try_from(phase).map_err(invalid)?,
         };
         let size = usize::try_from(area.size).map_err(invalid)?;
         Mapping::of_file(self.device.as_fd(), file_offset, size, placement)
     }
+}
+
+/// Where a map should lie so that the kernel can use huge page-table entries:
+/// as the region lies on the bus, where BARs are aligned to their size. An
+/// alignment, and what is left over when the address is divided by it.
+fn placement(region_size: u64, offset: u64, page: u64) -> (u64, u64) {
+    let size = region_size.checked_next_power_of_two();
+    let alignment = size.unwrap_or(LARGEST_PAGE).min(LARGEST_PAGE).max(page);
+    (alignment, offset % alignment)
 }
 
 impl DeviceBackend for KernelDevice {
@@ -177,6 +190,31 @@ impl DeviceBackend for KernelDevice {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
+        // Another program may look at the device at this very moment, through
+        // sysfs for example; it is done soon.
+        for _ in 0..RESET_RETRIES {
+            match sys::reset(self.device.as_fd()) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    thread::sleep(RESET_PAUSE);
+                }
+                other => return other.map_err(DeviceError::Reset),
+            }
+        }
         sys::reset(self.device.as_fd()).map_err(DeviceError::Reset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_lie_as_the_bar_does() {
+        let page = 0x1000;
+        assert_eq!(placement(0x4000, 0x3000, page), (0x4000, 0x3000));
+        assert_eq!(placement(0x100, 0, page), (page, 0));
+        assert_eq!(placement(16 << 30, 5 << 29, page), (1 << 30, 1 << 29));
+        assert_eq!(placement(0x3000, 0, page), (0x4000, 0));
+        assert_eq!(placement(u64::MAX, 0, page), (1 << 30, 0));
     }
 }
