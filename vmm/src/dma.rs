@@ -3,9 +3,8 @@
 //! No device reaches memory before the guest sets its bus-master bit. So vCPUs
 //! start at once, and only that write waits ([`DmaMap::wait`]).
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,10 +30,42 @@ enum State {
 }
 
 #[derive(Debug)]
+struct Progress {
+    state: State,
+    /// Populating rests while nobody waits for it.
+    paused: bool,
+    waiting: usize,
+    stop: bool,
+}
+
+#[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    progress: Mutex<Progress>,
     changed: Condvar,
-    stop: AtomicBool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes something that others may be waiting for.
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Rests while paused. Whether to go on.
+    fn may_go_on(&self) -> bool {
+        let mut progress = self.lock();
+        while progress.paused && progress.waiting == 0 && !progress.stop {
+            progress = self
+                .changed
+                .wait(progress)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        !progress.stop
+    }
 }
 
 /// Guest RAM's way into an address space. Dropping stops the work and waits for
@@ -67,9 +98,13 @@ impl DmaMap {
     /// When no thread can be had.
     pub fn start(ram: &GuestRam, timeline: Timeline) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Working),
+            progress: Mutex::new(Progress {
+                state: State::Working,
+                paused: false,
+                waiting: 0,
+                stop: false,
+            }),
             changed: Condvar::new(),
-            stop: AtomicBool::new(false),
         });
         let (hand_over, space) = sync_channel(1);
         let worker = Worker {
@@ -95,21 +130,35 @@ impl DmaMap {
         }
     }
 
+    /// Puts the work off until somebody waits for it. For hosts with one CPU,
+    /// where working beside the guest wins nothing, and each switch between
+    /// the two costs an exit.
+    pub fn rest_until_needed(&self) {
+        self.shared.change(|progress| progress.paused = true);
+    }
+
     /// Waits until all of RAM is mapped. Called on vCPU threads.
     ///
     /// # Errors
     /// [`DmaError`] when it can't be mapped.
     pub fn wait(&self) -> Result<(), DmaError> {
         let begun = Instant::now();
+        self.shared.change(|progress| progress.waiting += 1);
+        let result = self.wait_for_end(begun);
+        self.shared.change(|progress| progress.waiting -= 1);
+        log::debug!(
+            "the bus-master bit waited {:?} for the DMA map",
+            begun.elapsed()
+        );
+        result
+    }
+
+    fn wait_for_end(&self, begun: Instant) -> Result<(), DmaError> {
         let mut told = false;
-        let mut state = self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.shared.lock();
         loop {
-            match &*state {
-                State::Mapped => break,
+            match &progress.state {
+                State::Mapped => return Ok(()),
                 State::Failed(reason) => return Err(DmaError(reason.clone())),
                 State::Working => {}
             }
@@ -117,23 +166,18 @@ impl DmaMap {
                 log::warn!("the guest waits for its memory to be mapped for its devices");
                 told = true;
             }
-            state = self
+            progress = self
                 .shared
                 .changed
-                .wait_timeout(state, SLOW)
+                .wait_timeout(progress, SLOW)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        log::debug!(
-            "the bus-master bit waited {:?} for the DMA map",
-            begun.elapsed()
-        );
-        Ok(())
     }
 
     /// Stops the work soon, so that nobody has to wait for it.
     pub fn cancel(&self) {
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.change(|progress| progress.stop = true);
     }
 }
 
@@ -166,19 +210,14 @@ impl Worker {
             Ok(false) => State::Failed("the VM is ending".into()),
             Err(error) => State::Failed(Chain(&error).to_string()),
         };
-        *self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = state;
-        self.shared.changed.notify_all();
+        self.shared.change(|progress| progress.state = state);
     }
 
     /// Whether all was done, and not stopped half-way.
     fn work(&self, space: &Receiver<Arc<dyn AddressSpace>>) -> Result<bool, WorkError> {
         for block in &self.blocks {
             for offset in (0..block.size()).step_by(STEP) {
-                if self.shared.stop.load(Ordering::Acquire) {
+                if !self.shared.may_go_on() {
                     return Ok(false);
                 }
                 block.populate(offset, STEP.min(block.size() - offset))?;
@@ -280,6 +319,21 @@ mod tests {
                 .contains("0x200000 bytes")
         );
         assert!(map.wait().is_err());
+    }
+
+    #[test]
+    fn resting_ends_when_somebody_waits() {
+        let mut map = DmaMap::start(&ram(), Timeline::start()).unwrap();
+        map.rest_until_needed();
+        map.hand_over(space(false));
+        map.wait().unwrap();
+    }
+
+    #[test]
+    fn resting_ends_when_the_vm_does() {
+        let map = DmaMap::start(&ram(), Timeline::start()).unwrap();
+        map.rest_until_needed();
+        drop(map);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::thread::available_parallelism;
 
 use devices::acpi;
 use devices::bus::{Bus, BusError};
@@ -232,6 +233,11 @@ impl Vm {
             }
             None => None,
         };
+        if let Some(dma) = &self.dma
+            && available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
+        {
+            dma.rest_until_needed();
+        }
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut threads = VcpuThreads::start(vcpus, &self.buses, &observer)?;
