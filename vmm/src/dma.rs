@@ -73,7 +73,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct DmaMap {
     shared: Arc<Shared>,
-    hand_over: Option<SyncSender<Arc<dyn AddressSpace>>>,
+    hand_over: Mutex<Option<SyncSender<Arc<dyn AddressSpace>>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -117,17 +117,29 @@ impl DmaMap {
             .spawn(move || worker.run(&space))?;
         Ok(Self {
             shared,
-            hand_over: Some(hand_over),
+            hand_over: Mutex::new(Some(hand_over)),
             thread: Some(thread),
         })
     }
 
     /// Says which address space RAM is mapped into, one to one.
-    pub fn hand_over(&mut self, space: Arc<dyn AddressSpace>) {
-        if let Some(hand_over) = self.hand_over.take() {
+    pub fn hand_over(&self, space: Arc<dyn AddressSpace>) {
+        if let Some(hand_over) = self.take_hand_over() {
             // The worker waits for exactly one. Gone, it has said why.
             let _ = hand_over.send(space);
         }
+    }
+
+    fn take_hand_over(&self) -> Option<SyncSender<Arc<dyn AddressSpace>>> {
+        self.hand_over
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Whether all of RAM is mapped.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.shared.lock().state, State::Mapped)
     }
 
     /// Puts the work off until somebody waits for it. For hosts with one CPU,
@@ -184,7 +196,7 @@ impl DmaMap {
 impl Drop for DmaMap {
     fn drop(&mut self) {
         self.cancel();
-        self.hand_over = None;
+        drop(self.take_hand_over());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -236,13 +248,13 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::memory::GuestRange;
     use passthrough::iommu::{IovaRange, SpaceLimits};
 
     #[derive(Debug)]
-    struct FakeSpace {
+    pub(crate) struct FakeSpace {
         limits: SpaceLimits,
         maps: Mutex<Vec<(u64, usize)>>,
         refuse: bool,
@@ -272,7 +284,7 @@ mod tests {
         }
     }
 
-    fn space(refuse: bool) -> Arc<FakeSpace> {
+    pub(crate) fn space(refuse: bool) -> Arc<FakeSpace> {
         let limits = SpaceLimits {
             ranges: vec![IovaRange {
                 start: 0,
@@ -298,7 +310,7 @@ mod tests {
 
     #[test]
     fn every_block_is_mapped_one_to_one() {
-        let mut map = DmaMap::start(&ram(), Timeline::start()).unwrap();
+        let map = DmaMap::start(&ram(), Timeline::start()).unwrap();
         let space = space(false);
         map.hand_over(space.clone());
         map.wait().unwrap();
@@ -310,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_refusal_reaches_every_waiter() {
-        let mut map = DmaMap::start(&ram(), Timeline::start()).unwrap();
+        let map = DmaMap::start(&ram(), Timeline::start()).unwrap();
         map.hand_over(space(true));
         assert!(
             map.wait()
@@ -323,7 +335,7 @@ mod tests {
 
     #[test]
     fn resting_ends_when_somebody_waits() {
-        let mut map = DmaMap::start(&ram(), Timeline::start()).unwrap();
+        let map = DmaMap::start(&ram(), Timeline::start()).unwrap();
         map.rest_until_needed();
         map.hand_over(space(false));
         map.wait().unwrap();

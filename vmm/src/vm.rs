@@ -304,7 +304,7 @@ fn open(
     if addresses.is_empty() {
         return Ok(Assigned::default());
     }
-    let mut dma = DmaMap::start(ram, timeline.clone()).map_err(VmError::Resource)?;
+    let dma = DmaMap::start(ram, timeline.clone()).map_err(VmError::Resource)?;
     let kvm_vfio = hypervisor.vfio_device()?;
     let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
     dma.hand_over(Arc::clone(&opened.space));

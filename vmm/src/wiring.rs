@@ -106,24 +106,44 @@ impl Wiring {
 
 impl EffectSink for Wiring {
     fn apply(&self, address: PciAddress, function: &FunctionHandle, effects: Effects) {
-        let refuse = |reason: String| {
-            self.report.end(Outcome::HostRefused(format!(
-                "guest device {address}: {reason}"
-            )));
-        };
-        if effects.bus_master
-            && let Some(dma) = &self.dma
-            && let Err(error) = dma.wait()
-        {
-            return refuse(error.to_string());
-        }
         if effects.decoding {
             self.decode(address, function);
         }
-        if let Err(error) = lock(function).settle() {
-            refuse(Chain(&*error).to_string());
+        if let Err(reason) = self.settle(function) {
+            let reason = format!("guest device {address}: {reason}");
+            self.report.end(Outcome::HostRefused(reason));
         }
     }
+}
+
+impl Wiring {
+    /// Settles the function, but never with bus mastering on before all of RAM
+    /// is mapped. The bit is looked at under the lock that settling takes: it
+    /// may have been set by another vCPU, which waits here too.
+    fn settle(&self, function: &FunctionHandle) -> Result<(), String> {
+        loop {
+            let mut function = lock(function);
+            match &self.dma {
+                Some(dma) if is_bus_master(&mut *function) && !dma.is_mapped() => {
+                    drop(function);
+                    dma.wait().map_err(|error| error.to_string())?;
+                }
+                _ => {
+                    return function
+                        .settle()
+                        .map_err(|error| Chain(&*error).to_string());
+                }
+            }
+        }
+    }
+}
+
+/// Whether the guest has set the bus-master bit of the command register
+/// (PCI 3.0 §6.2.2).
+fn is_bus_master(function: &mut dyn PciFunction) -> bool {
+    let mut command = [0; 2];
+    function.config_read(0x04, &mut command);
+    u16::from_le_bytes(command) & 1 << 2 != 0
 }
 
 fn lock(function: &FunctionHandle) -> std::sync::MutexGuard<'_, dyn PciFunction + 'static> {
@@ -133,19 +153,25 @@ fn lock(function: &FunctionHandle) -> std::sync::MutexGuard<'_, dyn PciFunction 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{GuestRam, GuestRange};
     use crate::timeline::Timeline;
     use devices::pci::{BarIndex, BarInfo, BarKind};
+    use std::time::Duration;
 
     /// One BAR, wherever the test wants it; reads give its tag.
     #[derive(Debug)]
     struct Function {
         at: Option<u64>,
         tag: u8,
+        command: u16,
         settled: usize,
     }
 
     impl PciFunction for Function {
-        fn config_read(&mut self, _: u16, _: &mut [u8]) {}
+        fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+            assert_eq!(offset, 4);
+            data.copy_from_slice(&self.command.to_le_bytes());
+        }
         fn config_write(&mut self, _: u16, _: &[u8]) -> Effects {
             Effects::NONE
         }
@@ -182,14 +208,15 @@ mod tests {
     }
 
     impl Rig {
-        fn new() -> Self {
+        fn new(dma: Option<Arc<DmaMap>>) -> Self {
             let mmio = Arc::new(Bus::new());
             let report = EndReport::new(Timeline::start()).unwrap();
-            let wiring = Wiring::new(&mmio, &Arc::new(Bus::new()), None, report);
+            let wiring = Wiring::new(&mmio, &Arc::new(Bus::new()), dma, report);
             let function = |tag| {
                 Arc::new(Mutex::new(Function {
                     at: None,
                     tag,
+                    command: 0,
                     settled: 0,
                 }))
             };
@@ -221,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_bar_answers_where_it_is_decoded() {
-        let rig = Rig::new();
+        let rig = Rig::new(None);
         rig.place(0, Some(0x1000));
         assert_eq!(rig.read(0x1fff), 1);
         rig.place(0, Some(0x8000));
@@ -234,7 +261,7 @@ mod tests {
 
     #[test]
     fn two_bars_can_swap_places() {
-        let rig = Rig::new();
+        let rig = Rig::new(None);
         rig.place(0, Some(0x1000));
         rig.place(1, Some(0x2000));
         rig.place(0, Some(0x2000));
@@ -242,5 +269,35 @@ mod tests {
         rig.place(1, Some(0x1000));
         assert_eq!(rig.read(0x1000), 2);
         assert_eq!(rig.read(0x2000), 1);
+    }
+
+    #[test]
+    fn a_bus_master_settles_once_memory_is_mapped() {
+        let range = GuestRange {
+            start: 0,
+            size: 2 << 20,
+        };
+        let ram = GuestRam::new(&[range]).unwrap();
+        let dma = DmaMap::start(&ram, Timeline::start()).unwrap();
+        dma.rest_until_needed();
+        let dma = Arc::new(dma);
+        let rig = Rig::new(Some(Arc::clone(&dma)));
+        rig.place(0, Some(0x1000));
+        assert_eq!(
+            rig.functions[0].lock().unwrap().settled,
+            1,
+            "not a bus master"
+        );
+
+        let settled = || rig.functions[0].lock().unwrap().settled;
+        rig.functions[0].lock().unwrap().command = 4;
+        std::thread::scope(|scope| {
+            // Another register's effect, by any vCPU, must not let it through.
+            scope.spawn(|| rig.place(0, Some(0x8000)));
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(settled(), 1);
+            dma.hand_over(crate::dma::tests::space(false));
+        });
+        assert_eq!(settled(), 2);
     }
 }
