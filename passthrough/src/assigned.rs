@@ -5,13 +5,12 @@ use std::sync::Arc;
 use devices::pci::{BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, SettleError};
 use thiserror::Error;
 
-use crate::bar::{BarLayout, BarMapping, DirectMemory, Emulated, PeerToPeer, pieces};
+use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState};
 use crate::interrupt::MsixInterrupts;
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
-use crate::sys;
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
 
 /// VFIO's region of config space.
@@ -43,17 +42,6 @@ pub enum AssignError {
     },
 }
 
-/// A BAR: how it is divided, and where it is now.
-#[derive(Debug)]
-struct AssignedBar {
-    info: BarInfo,
-    layout: BarLayout,
-    direct: Vec<DirectMemory>,
-    mapping: Option<BarMapping>,
-    /// Where mapping it was refused: not tried there again.
-    refused: Option<u64>,
-}
-
 /// A host device as a function of the guest.
 ///
 /// Config writes only note what they mean for the outside; [`settle`] carries
@@ -77,18 +65,15 @@ pub struct AssignedDevice {
     host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
     interrupts: Option<MsixInterrupts>,
-    bars: Vec<AssignedBar>,
+    bars: Bars,
     view: ConfigView,
-    mapper: Arc<dyn MemoryMapper>,
-    peers: PeerToPeer,
     /// The device's command register and power state, as last written.
     command: u16,
     power: PowerState,
     /// Bits of the command register that are the host's, and always the same.
     command_of_host: u16,
     reset_pending: bool,
-    map_log: LogLimit,
-    device_log: LogLimit,
+    log: LogLimit,
     backend: Arc<dyn DeviceBackend>,
 }
 
@@ -122,13 +107,19 @@ impl AssignedDevice {
         let interrupts = view.msix.and_then(|capability| {
             MsixInterrupts::new(host, Arc::clone(&backend), router, capability)
         });
+        let mut bars = Bars::new(host, mapper, space);
+        for info in infos {
+            bars.add(
+                info,
+                &*backend,
+                interrupts.as_ref().map(MsixInterrupts::capability),
+            );
+        }
         let mut device = Self {
             host,
             interrupts,
-            bars: Vec::with_capacity(infos.len()),
+            bars,
             view,
-            mapper,
-            peers: PeerToPeer::new(host, space),
             command: snapshot.u16(config::COMMAND),
             power: PowerState::D0,
             // No interrupt pin is delivered, so that the device may not raise
@@ -136,14 +127,9 @@ impl AssignedDevice {
             command_of_host: snapshot.u16(config::COMMAND) & !HANDED_ON
                 | config::COMMAND_INTX_DISABLE,
             reset_pending: false,
-            map_log: LogLimit::new(MAX_MESSAGES),
-            device_log: LogLimit::new(MAX_MESSAGES),
+            log: LogLimit::new(MAX_MESSAGES),
             backend,
         };
-        for info in infos {
-            let bar = device.divide(info);
-            device.bars.push(bar);
-        }
         let quiet = device.command_of_host;
         device
             .write_register(config::COMMAND, quiet)
@@ -155,49 +141,6 @@ impl AssignedDevice {
     /// The device's address on the host.
     pub fn host_address(&self) -> PciAddress {
         self.host
-    }
-
-    /// Divides a BAR and brings what is direct into this process.
-    fn divide(&mut self, info: BarInfo) -> AssignedBar {
-        let region = u32::from(info.index.get());
-        let mut emulated = Vec::new();
-        if let Some(interrupts) = &self.interrupts {
-            let capability = interrupts.capability();
-            let table = (Some(capability.table), Emulated::Table);
-            for (place, what) in [table, (capability.pba, Emulated::Pba)] {
-                if let Some(place) = place.filter(|place| place.bar == info.index) {
-                    emulated.push((place.area, what));
-                }
-            }
-        }
-        let mappable = match self.backend.region(region) {
-            Some(region) if !info.kind.is_io() && region.readable && region.writable => {
-                region.mappable.as_slice()
-            }
-            _ => &[],
-        };
-        let layout = BarLayout::new(info.size, mappable, &emulated, sys::page_size());
-        let mut direct = Vec::with_capacity(layout.direct.len());
-        for &area in &layout.direct {
-            match self.backend.region_map(region, area) {
-                Ok(memory) => direct.push(DirectMemory {
-                    offset: area.offset,
-                    memory,
-                }),
-                Err(error) => {
-                    let (host, index) = (self.host, info.index);
-                    log::warn!("{host}: {index} is slow, as it can't be mapped: {error}");
-                }
-            }
-        }
-        log::debug!("{}: {info:?}: {layout:x?}", self.host);
-        AssignedBar {
-            info,
-            layout,
-            direct,
-            mapping: None,
-            refused: None,
-        }
     }
 
     fn guest_command(&self) -> u16 {
@@ -240,46 +183,6 @@ impl AssignedDevice {
         match self.write_register(at + config::POWER_CONTROL, state.to_control()) {
             Ok(()) => self.power = state,
             Err(error) => self.report("does not change its power state", &error),
-        }
-    }
-
-    /// Takes the BARs away that don't answer where they are mapped.
-    fn unmap_stale(&mut self, decoded: &[BarDecode]) {
-        for bar in &mut self.bars {
-            let address = address_of(decoded, bar.info.index);
-            if address != bar.mapping.as_ref().map(BarMapping::address) {
-                bar.mapping = None;
-            }
-            if address != bar.refused {
-                bar.refused = None;
-            }
-        }
-    }
-
-    fn map_decoded(&mut self, decoded: &[BarDecode]) {
-        for bar in &mut self.bars {
-            let Some(address) = address_of(decoded, bar.info.index) else {
-                continue;
-            };
-            let done = bar.mapping.is_some() || bar.refused.is_some() || bar.direct.is_empty();
-            if done {
-                continue;
-            }
-            match BarMapping::new(address, &bar.direct, &*self.mapper, &mut self.peers) {
-                Ok(mapping) => bar.mapping = Some(mapping),
-                // The guest may have put it over something else. Trapped, it
-                // works as far as the address decoder lets it.
-                Err(error) => {
-                    bar.refused = Some(address);
-                    if let Some(end) = self.map_log.admit() {
-                        let (host, index) = (self.host, bar.info.index);
-                        log::warn!(
-                            "{host}: {index} at {address:#x} is slow, as it can't be mapped into \
-                             the guest: {error}{end}"
-                        );
-                    }
-                }
-            }
         }
     }
 
@@ -329,22 +232,13 @@ impl AssignedDevice {
         }
     }
 
-    fn bar(&self, index: BarIndex) -> Option<&AssignedBar> {
-        self.bars.iter().find(|bar| bar.info.index == index)
-    }
-
     fn report(&mut self, what: &str, error: &DeviceError) {
-        if let Some(end) = self.device_log.admit() {
+        if let Some(end) = self.log.admit() {
             let cause = std::error::Error::source(error);
             let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
             log::error!("{}: the device {what}: {error}{cause}{end}", self.host);
         }
     }
-}
-
-fn address_of(decoded: &[BarDecode], index: BarIndex) -> Option<u64> {
-    let found = decoded.iter().find(|decode| decode.bar.index == index);
-    found.map(|decode| decode.address)
 }
 
 impl PciFunction for AssignedDevice {
@@ -391,7 +285,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bars(&self) -> Vec<BarInfo> {
-        self.bars.iter().map(|bar| bar.info).collect()
+        self.bars.infos().collect()
     }
 
     fn decoded(&self) -> Vec<BarDecode> {
@@ -400,28 +294,25 @@ impl PciFunction for AssignedDevice {
             return Vec::new();
         }
         let command = self.guest_command();
-        let decode = |bar: &AssignedBar| {
-            let enable = if bar.info.kind.is_io() {
+        let decode = |bar: BarInfo| {
+            let enable = if bar.kind.is_io() {
                 config::COMMAND_IO
             } else {
                 config::COMMAND_MEMORY
             };
-            let address = bar.info.address(self.view.space())?;
-            (command & enable != 0).then_some(BarDecode {
-                bar: bar.info,
-                address,
-            })
+            let address = bar.address(self.view.space())?;
+            (command & enable != 0).then_some(BarDecode { bar, address })
         };
-        self.bars.iter().filter_map(decode).collect()
+        self.bars.infos().filter_map(decode).collect()
     }
 
     fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        let Some(assigned) = self.bar(bar) else {
+        let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };
         let mut rest = data;
-        for piece in pieces(&assigned.layout.emulated, offset, rest.len()) {
+        for piece in pieces(emulated, offset, rest.len()) {
             let (now, later) = rest.split_at_mut(piece.size);
             rest = later;
             match (piece.emulated, &self.interrupts) {
@@ -440,11 +331,11 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
-        let Some(assigned) = self.bars.iter().find(|b| b.info.index == bar) else {
+        let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };
         let mut rest = data;
-        for piece in pieces(&assigned.layout.emulated, offset, data.len()) {
+        for piece in pieces(emulated, offset, data.len()) {
             let (now, later) = rest.split_at(piece.size);
             rest = later;
             match (piece.emulated, &mut self.interrupts) {
@@ -463,7 +354,7 @@ impl PciFunction for AssignedDevice {
 
     fn settle(&mut self) -> Result<(), SettleError> {
         let decoded = self.decoded();
-        self.unmap_stale(&decoded);
+        self.bars.unmap_stale(&decoded);
         if std::mem::take(&mut self.reset_pending) {
             self.carry_out_reset();
         }
@@ -477,7 +368,7 @@ impl PciFunction for AssignedDevice {
             self.set_power(power);
         }
         if answers {
-            self.map_decoded(&decoded);
+            self.bars.map_decoded(&decoded);
         }
         Ok(())
     }
@@ -489,9 +380,7 @@ impl Drop for AssignedDevice {
         // that are dropped after this have nothing left to do.
         self.interrupts = None;
         self.set_command(self.command & !config::COMMAND_BUS_MASTER);
-        for bar in &mut self.bars {
-            bar.mapping = None;
-        }
+        self.bars.unmap_stale(&[]);
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Knows no KVM, no vCPU and no event loop. What the embedding monitor must
 //! supply stands in [`ports`].
+#![deny(unsafe_code)]
 
 mod assigned;
 mod bar;
@@ -15,6 +16,7 @@ mod limit;
 mod open;
 pub mod plan;
 pub mod ports;
+#[allow(unsafe_code)]
 mod sys;
 pub mod vfio;
 pub mod viability;

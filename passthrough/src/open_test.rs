@@ -68,8 +68,14 @@ fn refusals_name_device_group_file_cause_and_next_step() {
         let error = place.refused(refusal(step, errno));
         let text = error.to_string();
         assert!(text.contains(words), "{text}");
-        assert!(text.contains("device 0000:01:00.0 of IOMMU group 5"), "{text}");
-        assert!(text.contains("/dev/vfio/5") || text.contains("/sys/bus"), "{text}");
+        assert!(
+            text.contains("device 0000:01:00.0 of IOMMU group 5"),
+            "{text}"
+        );
+        assert!(
+            text.contains("/dev/vfio/5") || text.contains("/sys/bus"),
+            "{text}"
+        );
         let OpenError::Refused { source, .. } = error else {
             panic!("{text}");
         };
@@ -80,12 +86,20 @@ fn refusals_name_device_group_file_cause_and_next_step() {
 #[test]
 fn a_host_without_vfio_is_told_what_to_load() {
     let error = container_error(refusal(Step::OpenContainer, libc::ENOENT)).to_string();
-    assert!(error.contains("/dev/vfio/vfio") && error.contains("modprobe vfio-pci"), "{error}");
+    assert!(
+        error.contains("/dev/vfio/vfio") && error.contains("modprobe vfio-pci"),
+        "{error}"
+    );
 }
 
 #[test]
 fn every_step_and_errno_has_words() {
-    for step in [Step::OpenContainer, Step::CheckContainer, Step::TellKvm, Step::DescribeDevice] {
+    for step in [
+        Step::OpenContainer,
+        Step::CheckContainer,
+        Step::TellKvm,
+        Step::DescribeDevice,
+    ] {
         for errno in 0..140 {
             let (action, reason) = explain(step, Some(errno));
             assert!(!action.is_empty() && !reason.is_empty());

@@ -24,6 +24,7 @@ pub type PortError = Box<dyn Error + Send + Sync>;
 /// `address()` is page-aligned and always the same, and the `size()` bytes from
 /// it on stay mapped until the value is dropped. They are not Rust data: the
 /// guest and its devices change them at any time.
+#[allow(unsafe_code)] // Declared here, implemented where memory is mapped.
 pub unsafe trait HostMemory: Send + Sync + Debug {
     /// The first byte, aligned to the host's page size.
     fn address(&self) -> NonNull<u8>;

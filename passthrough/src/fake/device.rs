@@ -1,6 +1,4 @@
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +6,7 @@ use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, Register};
 
 use super::Journal;
 use super::config::FakeConfig;
+use super::msix::{FakeMsix, PENDING_BYTES};
 use crate::ports::HostMemory;
 use crate::sys::{self, Mapping};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
@@ -31,20 +30,10 @@ pub enum Operation {
     Reset,
 }
 
-/// The interrupts as the kernel keeps them (vfio_pci_intrs.c).
-#[derive(Debug, Default)]
-struct Msix {
-    /// Host vectors; nothing while MSI-X is off.
-    allocated: Option<Vec<u32>>,
-    armed: BTreeMap<u32, File>,
-    /// The pending bits of the device.
-    pending: Vec<u8>,
-}
-
 #[derive(Debug)]
 struct State {
     config: FakeConfig,
-    msix: Msix,
+    msix: FakeMsix,
     refusals: Vec<(Operation, i32)>,
 }
 
@@ -68,7 +57,6 @@ pub struct FakeDevice {
     memory: Vec<Option<Arc<Mapping>>>,
     memory_bars: Vec<bool>,
     vectors: u32,
-    available: u32,
     no_resize: bool,
     can_reset: bool,
     /// Lock order: the device's own, innermost.
@@ -88,21 +76,18 @@ impl FakeDevice {
         journal: &Journal,
     ) -> io::Result<Self> {
         let config = FakeConfig::new(values, bars);
+        let msix = FakeMsix::new(config.msix().map_or(0, |(vectors, ..)| vectors.into()));
         let page = sys::page_size();
         let mut device = Self {
             journal: journal.clone(),
             regions: vec![None; 9],
             memory: vec![None; 6],
             memory_bars: vec![false; 6],
-            vectors: config.msix().map_or(0, |(vectors, ..)| vectors.into()),
-            available: u32::MAX,
+            vectors: msix.vectors,
             no_resize: false,
             can_reset: true,
             state: Mutex::new(State {
-                msix: Msix {
-                    pending: vec![0; 256],
-                    ..Msix::default()
-                },
+                msix,
                 config,
                 refusals: Vec::new(),
             }),
@@ -181,13 +166,14 @@ impl FakeDevice {
     #[must_use]
     pub fn no_resize(mut self) -> Self {
         self.no_resize = true;
+        self.state().msix.no_resize = true;
         self
     }
 
     /// On a host that has only so many vectors left.
     #[must_use]
-    pub fn only_vectors(mut self, available: u32) -> Self {
-        self.available = available;
+    pub fn only_vectors(self, available: u32) -> Self {
+        self.state().msix.available = available;
         self
     }
 
@@ -216,15 +202,8 @@ impl FakeDevice {
     /// its pending bit while the vector has none. Says whether it signalled.
     pub fn raise(&self, vector: u32) -> bool {
         let mut state = self.state();
-        if state.config.is_bus_master()
-            && let Some(event) = state.msix.armed.get_mut(&vector)
-        {
-            return event.write_all(&1_u64.to_ne_bytes()).is_ok();
-        }
-        if let Some(byte) = state.msix.pending.get_mut(vector as usize / 8) {
-            *byte |= 1 << (vector % 8);
-        }
-        false
+        let may_signal = state.config.is_bus_master();
+        state.msix.raise(vector, may_signal)
     }
 
     /// What the guest's bus would read at `offset` of a BAR's memory.
@@ -245,7 +224,7 @@ impl FakeDevice {
 
     /// How many host vectors are allocated; nothing while MSI-X is off.
     pub fn host_vectors(&self) -> Option<usize> {
-        self.state().msix.allocated.as_ref().map(Vec::len)
+        self.state().msix.host_vectors()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -254,7 +233,7 @@ impl FakeDevice {
 
     fn reset_now(&self, state: &mut State) {
         state.config.reset();
-        state.msix.pending.fill(0);
+        state.msix.pending = [0; PENDING_BYTES];
         for memory in self.memory.iter().flatten() {
             memory.write(0, &vec![0; memory.size()]);
         }
@@ -281,7 +260,7 @@ impl FakeDevice {
         for (byte, at) in data.iter_mut().zip(offset..) {
             if Self::holds(table, u64::from(vectors) * 16, region, at).is_some() {
                 *byte = 0xff;
-            } else if let Some(within) = Self::holds(pba, 256, region, at) {
+            } else if let Some(within) = Self::holds(pba, PENDING_BYTES as u64, region, at) {
                 *byte = state.msix.pending[within as usize];
             }
         }
@@ -344,71 +323,6 @@ impl FakeDevice {
             Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(state),
         }
-    }
-
-    /// As the kernel's `VFIO_DEVICE_SET_IRQS`: 0, or how many there could be.
-    fn set_msix(&self, start: u32, events: &[Option<BorrowedFd<'_>>]) -> io::Result<u32> {
-        let mut state = self.permit(Operation::SetIrqs)?;
-        let errno = io::Error::from_raw_os_error;
-        let end = start + events.len() as u32;
-        if end > self.vectors {
-            return Err(errno(libc::EINVAL));
-        }
-        let was_off = state.msix.allocated.is_none();
-        if was_off {
-            if end > self.available {
-                return match self.available {
-                    0 => Err(errno(libc::ENOSPC)),
-                    available => Ok(available),
-                };
-            }
-            state.msix.allocated = Some((0..end).collect());
-        }
-        for (index, event) in events.iter().enumerate() {
-            let vector = start + index as u32;
-            if let Err(error) = self.set_vector(&mut state, vector, *event) {
-                // All or nothing.
-                for vector in start..=vector {
-                    state.msix.armed.remove(&vector);
-                }
-                if was_off {
-                    state.msix.allocated = None;
-                }
-                return Err(error);
-            }
-        }
-        Ok(0)
-    }
-
-    fn set_vector(
-        &self,
-        state: &mut State,
-        vector: u32,
-        event: Option<BorrowedFd<'_>>,
-    ) -> io::Result<()> {
-        state.msix.armed.remove(&vector);
-        let Some(event) = event else {
-            return Ok(());
-        };
-        let allocated = state.msix.allocated.get_or_insert_default();
-        if !allocated.contains(&vector) {
-            if self.no_resize {
-                return Err(io::Error::from_raw_os_error(libc::EINVAL));
-            }
-            if allocated.len() as u32 >= self.available {
-                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-            }
-            allocated.push(vector);
-        }
-        let mut event = File::from(event.try_clone_to_owned()?);
-        let pending = &mut state.msix.pending[vector as usize / 8];
-        let bit = 1 << (vector % 8);
-        if *pending & bit != 0 {
-            *pending &= !bit;
-            event.write_all(&1_u64.to_ne_bytes())?;
-        }
-        state.msix.armed.insert(vector, event);
-        Ok(())
     }
 }
 
@@ -486,7 +400,9 @@ impl DeviceBackend for FakeDevice {
             .note(format!("set_irqs {index:?} {start} {shape}"));
         let count = events.len() as u32;
         let result = match index {
-            IrqIndex::Msix => self.set_msix(start, events),
+            IrqIndex::Msix => self
+                .permit(Operation::SetIrqs)
+                .and_then(|mut state| state.msix.set(start, events)),
             _ => self.permit(Operation::SetIrqs).map(|_| 0),
         };
         match result {
@@ -515,8 +431,7 @@ impl DeviceBackend for FakeDevice {
             source,
         })?;
         if index == IrqIndex::Msix {
-            state.msix.allocated = None;
-            state.msix.armed.clear();
+            state.msix.disable();
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 mod config;
 mod device;
 mod journal;
+mod msix;
 mod ports;
 
 pub use device::{FakeDevice, Operation};

@@ -140,6 +140,10 @@ impl<D: Dma> AddressSpace for Type1Space<D> {
         if let Err((reason, errno)) = self.check(&maps, iova, size) {
             return Err(refuse(reason, io::Error::from_raw_os_error(errno)));
         }
+        if !self.dma.is_attached() {
+            let reason = "every device of this address space is closed".to_owned();
+            return Err(refuse(reason, io::Error::from_raw_os_error(libc::ENODEV)));
+        }
         if let Err(source) = self.dma.map(iova, &*memory) {
             let reason = explain_map(source.raw_os_error(), size, &self.limits);
             return Err(refuse(reason, source));

@@ -160,6 +160,8 @@ fn without_a_device_nothing_is_mapped_any_more() {
     calls(&recorder);
     recorder.detached.store(true, Ordering::SeqCst);
     space.unmap(0).unwrap();
+    let error = space.map(0, Arc::clone(&memory)).unwrap_err().to_string();
+    assert!(error.contains("is closed"), "{error}");
     drop(space);
     assert!(calls(&recorder).is_empty());
     assert_eq!(Arc::strong_count(&memory), 1);
