@@ -248,11 +248,12 @@ fn a_second_capability_of_a_kind_is_hidden() {
 
 #[test]
 fn a_capability_never_reaches_into_the_next() {
-    // Vendor-specific, claiming 255 bytes, with power management inside.
+    // Vendor-specific, claiming 255 bytes, with power management inside; its
+    // turn in the list comes last.
     let registers = [
-        (0x34, 1, 0x40),
-        (0x40, 4, 0x00ff_5009),
-        (0x50, 4, 0x0003_0001),
+        (0x34, 1, 0x50),
+        (0x40, 4, 0x00ff_0009),
+        (0x50, 4, 0x0003_4001),
     ];
     let mut setup = device(&registers).unwrap();
     setup.write(0x52, &[0xff; 2]);

@@ -184,6 +184,14 @@ mod tests {
     }
 
     #[test]
+    fn ranges_are_in_ascending_order() {
+        let mut bytes = vtd();
+        let (low, high) = bytes[40..72].split_at_mut(16);
+        low.swap_with_slice(high);
+        assert_eq!(parse_iommu_info(&bytes), parse_iommu_info(&vtd()));
+    }
+
+    #[test]
     fn a_kernel_without_capabilities_has_no_limits() {
         let mut bytes = vtd();
         bytes[4] = 1;
