@@ -1,0 +1,191 @@
+//! Guests with assigned devices, and each way in which they end.
+
+use std::time::Duration;
+
+use lab::airlock::{Run, check};
+use lab::host::{Exit, Host, HostError, Outcome, Step};
+use lab::machine::{Device, Disk, Machine};
+use lab::markers::Markers;
+use lab::scenario;
+
+const BYTES: u64 = 1 << 20;
+const DISK_BYTES: u64 = 16 << 20;
+/// A guest boots in a few seconds; a busy machine is several times slower.
+const BOOT: Duration = Duration::from_secs(60);
+
+fn disk() -> Disk {
+    Disk::seeded(DISK_BYTES, 11)
+}
+
+/// A guest with the NVMe that reads from it and then does `tasks`.
+fn reader(host: &Host, tasks: &str) -> Result<Run, HostError> {
+    Ok(Run::tasks(&format!("nvme,{tasks}"))
+        .cmdline(&format!("lab.bytes={BYTES}"))
+        .device(host.address("disk")?))
+}
+
+/// The guest read what the image holds, and each queue that it used
+/// interrupted it.
+fn assert_read(outcome: &Outcome) {
+    let markers = Markers::of(&outcome.lines);
+    let read = markers.first("nvme-read").expect("the guest read nothing");
+    let written = disk().digest(BYTES).unwrap().to_string();
+    assert_eq!(read.value("sha256"), written);
+    assert_eq!(read.number("bytes"), Some(BYTES));
+    let mut fired = 0;
+    for queue in markers.all("interrupts") {
+        if queue.value("name").starts_with("nvme") && queue.number("count") > Some(0) {
+            assert!(queue.value("chip").starts_with("PCI-MSIX"), "{queue:?}");
+            fired += 1;
+        }
+    }
+    assert!(fired >= 2, "the admin queue and an I/O queue interrupt");
+}
+
+#[test]
+fn an_nvme_by_bzimage_and_by_pvh() {
+    let machine = Machine::new("nvme").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        let verdict = host.run(&check(&[host.address("disk")?]))?;
+        assert_eq!(verdict.exit, Exit::Status(0), "{}", verdict.stdout);
+        for run in [
+            reader(host, "poweroff")?,
+            reader(host, "poweroff")?.pvh(),
+            reader(host, "cpus,poweroff")?.cpus(2),
+        ] {
+            let outcome = host.run(&run.step())?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            assert_read(&outcome);
+            if let Some(cpus) = Markers::of(&outcome.lines).first("cpus") {
+                assert_eq!(cpus.number("online"), Some(2));
+            }
+        }
+        // The device goes back to the host as it was.
+        host.bind("disk", "nvme")?;
+        let sum = host.shell(&format!("head -c {BYTES} /dev/nvme0n1 | sha256sum"))?;
+        let written = disk().digest(BYTES).unwrap().to_string();
+        assert!(sum.starts_with(&written), "{sum}");
+        Ok(())
+    });
+}
+
+#[test]
+fn two_devices_and_two_cpus() {
+    let machine = Machine::new("two-devices")
+        .cpus(2)
+        .device(Device::nvme("disk", disk()))
+        .device(Device::e1000e("nic"));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk", "nic"])?;
+        let run = reader(host, "net,cpus,poweroff")?
+            .cmdline("lab.pings=5")
+            .device(host.address("nic")?)
+            .cpus(2);
+        let outcome = host.run(&run.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        assert_read(&outcome);
+        let markers = Markers::of(&outcome.lines);
+        assert_eq!(markers.first("cpus").unwrap().number("online"), Some(2));
+        let net = markers.first("net").expect("the guest has no network");
+        assert_eq!(net.value("driver"), "e1000e");
+        assert_eq!(net.number("received"), Some(5), "{net:?}");
+        let of_nic = markers
+            .all("interrupts")
+            .filter(|queue| queue.value("name").starts_with("eth0"));
+        let total: u64 = of_nic.filter_map(|queue| queue.number("count")).sum();
+        assert!(total >= 10, "five packets out and in: {total} interrupts");
+        Ok(())
+    });
+}
+
+#[test]
+fn reboot_power_off_and_panic_end_the_vm() {
+    let machine = Machine::new("ends").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        // By the reset register of ACPI, by the keyboard controller, and by a
+        // triple fault; then a panic, with and without a reset to follow.
+        for (tasks, words, status) in [
+            ("reboot", "", 3),
+            ("reboot", "reboot=k", 3),
+            ("reboot", "reboot=t", 5),
+            ("panic", "", 4),
+            ("panic", "panic=0", 4),
+            ("poweroff", "", 0),
+        ] {
+            let run = reader(host, tasks)?.cmdline(words);
+            let outcome = host.run(&run.step())?;
+            let told = format!("{tasks} {words}: {}", outcome.stderr);
+            assert_eq!(outcome.exit, Exit::Status(status), "{told}");
+            assert_read(&outcome);
+            if tasks == "panic" {
+                assert!(
+                    outcome.stdout.contains("Kernel panic"),
+                    "{}",
+                    outcome.stdout
+                );
+                assert!(outcome.stderr.contains("panicked"), "{told}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_killed_airlock_leaves_the_device_usable() {
+    let machine = Machine::new("killed").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        for (signal, exit) in [(9, Exit::Signal(9)), (15, Exit::Status(143))] {
+            let mut guest = host.start(&reader(host, "sleep")?.step())?;
+            guest.wait_line("lab: sleep", BOOT)?;
+            guest.signal(signal)?;
+            assert_eq!(guest.wait()?.exit, exit);
+            let outcome = host.run(&reader(host, "poweroff")?.step())?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            assert_read(&outcome);
+        }
+        // Killed at any time while it starts, it leaves nothing behind either.
+        for after in ["0.05", "0.15", "0.3", "0.6"] {
+            let run = reader(host, "sleep")?;
+            let guest = host.start(&run.step())?;
+            host.run(&Step::argv(["sleep", after]))?;
+            guest.signal(9)?;
+            assert_eq!(guest.wait()?.exit, Exit::Signal(9));
+        }
+        let outcome = host.run(&reader(host, "poweroff")?.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        assert_read(&outcome);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_timeline_is_in_order() {
+    let machine = Machine::new("timeline").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        let path = "/run/lab/timeline.json";
+        let run = reader(host, "poweroff")?.timeline(path);
+        host.run(&run.step())?.expect_success()?;
+        let text = host.shell(&format!("cat {path}"))?;
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let events = value["events"].as_array().unwrap();
+        let names: Vec<_> = events.iter().map(|e| e["name"].as_str().unwrap()).collect();
+        assert_eq!(
+            names,
+            [
+                "start",
+                "plan",
+                "devices-open",
+                "kernel-loaded",
+                "first-vcpu-entry",
+                "memory-mapped",
+                "guest-ended"
+            ],
+            "RAM is mapped beside the running guest"
+        );
+        Ok(())
+    });
+}
