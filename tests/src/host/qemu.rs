@@ -42,7 +42,11 @@ impl Qemu {
         thread::Builder::new()
             .name("qemu-keeper".to_owned())
             .spawn(move || {
-                let _ = started.send(command.spawn());
+                let child = command.spawn();
+                // With it goes this process's copy of QEMU's end of the port:
+                // kept open, the end of QEMU would not be seen.
+                drop(command);
+                let _ = started.send(child);
                 // Ends when the sender is dropped; nothing is ever sent.
                 let _ = hold.recv();
             })?;

@@ -6,7 +6,7 @@ mod qemu;
 mod topology;
 
 pub use disk::{Disk, DiskError};
-pub use qemu::{Location, QemuError, QemuFiles, QemuPlan, command_line};
+pub use qemu::{Location, QemuError, QemuFiles, QemuPlan, command_line, process_name};
 pub use topology::{Device, DeviceModel, Slot};
 
 use std::time::Duration;
