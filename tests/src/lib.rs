@@ -1,4 +1,44 @@
-//! The nested lab: a host with an IOMMU out of nothing, on any Linux machine.
+//! The nested lab: a host with an IOMMU out of nothing, on any x86-64 Debian
+//! machine, with or without KVM and an IOMMU of its own.
+//!
+//! QEMU emulates a machine with AMD's SVM and Intel's VT-d. In it runs a kernel
+//! that the lab builds once from Debian's source package, with the root of the
+//! real machine as its root (read-only) and an agent that runs what a scenario
+//! asks for. airlock in it finds a real KVM, a real VFIO and real groups.
+//!
+//! ```no_run
+//! use lab::airlock::Run;
+//! use lab::machine::{Device, Disk, Machine};
+//!
+//! let machine = Machine::new("example").device(Device::nvme("disk", Disk::pattern(1 << 20)));
+//! lab::scenario(&machine, |host| {
+//!     host.bind_vfio(&["disk"])?;
+//!     let run = Run::tasks("nvme,poweroff").device(host.address("disk")?);
+//!     assert!(host.run(&run.step())?.success());
+//!     Ok(())
+//! });
+//! ```
+//!
+//! # What holds for every scenario
+//!
+//! * One nested host runs at a time, over all processes of a user: beside other
+//!   load, emulated timers sometimes stop. For the same reason a machine has one
+//!   CPU unless the scenario needs more, and a scenario that hangs is tried once
+//!   more. That is reported; a failed assertion is never tried again.
+//! * Every boot and step has a time limit. Past it the nested host is ended, and
+//!   the error shows the ends of its console, of QEMU's messages and of the
+//!   step's output.
+//! * Nothing is left behind: QEMU dies with the process that started it.
+//!
+//! # Files and variables
+//!
+//! Everything is kept below `$XDG_CACHE_HOME/airlock/lab` or
+//! `~/.cache/airlock/lab`, which may be removed at any time that no lab runs.
+//!
+//! | variable | |
+//! |---|---|
+//! | `AIRLOCK_LAB_KERNEL` | a bzImage to use instead of building one |
+//! | `AIRLOCK_BIN` | an `airlock` binary to test instead of this workspace's |
 #![forbid(unsafe_code)]
 
 pub mod agent;

@@ -2,11 +2,13 @@
 //! line for it.
 
 mod disk;
+mod location;
 mod qemu;
 mod topology;
 
 pub use disk::{Disk, DiskError};
-pub use qemu::{Location, QemuError, QemuFiles, QemuPlan, command_line, process_name};
+pub use location::Location;
+pub use qemu::{QemuError, QemuFiles, QemuPlan, command_line, process_name};
 pub use topology::{Device, DeviceModel, Slot};
 
 use std::time::Duration;
