@@ -46,7 +46,12 @@ impl Lab {
     /// [`LabError`] with what to do about it.
     pub fn prepare() -> Result<Self, LabError> {
         let cache = Cache::open()?;
-        prerequisites::ensure(&cache, prerequisites::RUN)?;
+        // Asked for together, so that a user who isn't root is told one command.
+        let mut needs = prerequisites::RUN.to_vec();
+        if Kernel::must_be_built(&cache)? {
+            needs.extend(prerequisites::BUILD);
+        }
+        prerequisites::ensure(&cache, &needs)?;
         let missing = |name: &str| PrerequisiteError::StillMissing(vec![name.to_owned()]);
         let qemu = find_program("qemu-system-x86_64").ok_or_else(|| missing("QEMU"))?;
         let busybox = find_static_program("busybox").ok_or_else(|| missing("busybox"))?;

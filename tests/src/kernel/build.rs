@@ -57,11 +57,20 @@ pub enum BuildError {
 /// also when Debian has a newer version of the source by now: asking would need
 /// the network at every start.
 pub(super) fn cached(cache: &Cache) -> Result<PathBuf, BuildError> {
-    let key = sha256_parts(&[PACKAGE.as_bytes(), FRAGMENT.as_bytes(), RECIPE.as_bytes()])?;
-    let name = format!("kernel-{}", key.short());
     let what = "it builds the lab's kernel, which takes some minutes";
-    let directory = cache.entry(&name, what, |partial| build(cache, partial))?;
+    let directory = cache.entry(&entry_name()?, what, |partial| build(cache, partial))?;
     Ok(directory.join("bzImage"))
+}
+
+/// Whether the kernel is in the cache.
+pub(super) fn is_cached(cache: &Cache) -> Result<bool, DigestError> {
+    Ok(cache.path(&entry_name()?).exists())
+}
+
+/// The name of the cache's entry: it depends on all that the kernel does.
+fn entry_name() -> Result<String, DigestError> {
+    let key = sha256_parts(&[PACKAGE.as_bytes(), FRAGMENT.as_bytes(), RECIPE.as_bytes()])?;
+    Ok(format!("kernel-{}", key.short()))
 }
 
 /// Makes the directory `partial` with the kernel, its configuration and the

@@ -76,6 +76,16 @@ impl Kernel {
         Self::with_elf(cache, bzimage)
     }
 
+    /// Whether [`Kernel::get`] would build it, which needs
+    /// [`BUILD`](crate::prerequisites::BUILD).
+    ///
+    /// # Errors
+    /// [`KernelError`] when the cache's key cannot be computed.
+    pub fn must_be_built(cache: &Cache) -> Result<bool, KernelError> {
+        let given = env::var_os(KERNEL_VARIABLE).is_some();
+        Ok(!given && !build::is_cached(cache)?)
+    }
+
     fn with_elf(cache: &Cache, bzimage: PathBuf) -> Result<Self, KernelError> {
         let image = fs::read(&bzimage).map_err(|source| KernelError::Read {
             path: bzimage.clone(),
