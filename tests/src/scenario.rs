@@ -5,9 +5,9 @@ use crate::progress::say;
 
 /// Boots `machine` and runs `body` in it: the frame of a test.
 ///
-/// A hang (a boot or step beyond its time limit) is tried once more, with a new
-/// machine, and reported on standard error: on a busy machine an emulated timer
-/// sometimes stops. Nothing else is tried again.
+/// A hang (a boot or step beyond its time limit) and the loss of the nested host
+/// are tried once more, with a new machine, and reported on standard error: on a
+/// busy machine the emulation sometimes fails. Nothing else is tried again.
 ///
 /// # Panics
 /// When the lab cannot be set up, the machine does not boot, or `body` fails:
@@ -19,16 +19,16 @@ pub fn scenario(machine: &Machine, body: impl Fn(&Host) -> Result<(), HostError>
         body(&host)?;
         host.shutdown()
     };
-    if let Err(error) = retry_a_hang(machine.name(), attempt) {
+    if let Err(error) = retry_once(machine.name(), attempt) {
         panic!("{error}");
     }
 }
 
-fn retry_a_hang(name: &str, attempt: impl Fn() -> Result<(), HostError>) -> Result<(), HostError> {
+fn retry_once(name: &str, attempt: impl Fn() -> Result<(), HostError>) -> Result<(), HostError> {
     match attempt() {
-        Err(error @ HostError::TimeLimit { .. }) => {
+        Err(error @ (HostError::TimeLimit { .. } | HostError::Gone { .. })) => {
             say(&format!(
-                "RETRY: scenario '{name}' hung and is tried once more: {error}"
+                "RETRY: scenario '{name}' got stuck and is tried once more: {error}"
             ));
             attempt()
         }
@@ -56,7 +56,7 @@ mod tests {
         results.reverse();
         let results = Cell::new(results);
         let tries = Cell::new(0);
-        let result = retry_a_hang("m", || {
+        let result = retry_once("m", || {
             tries.set(tries.get() + 1);
             let mut left = results.take();
             let next = left.pop().unwrap();
