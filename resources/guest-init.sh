@@ -7,7 +7,8 @@
 #   lab.pings=N           how many echo requests `net` sends (default 3)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #
-# Tasks: nvme, net, pci, cpus, sleep, poweroff, reboot, panic, shell.
+# Tasks: nvme, net, pci, cpus, nap (1 s), sleep (for ever), poweroff, reboot,
+# panic, shell.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -103,10 +104,16 @@ task_cpus() {
     marker cpus "online=$(grep -c '^processor' /proc/cpuinfo)"
 }
 
+task_nap() {
+    marker nap
+    sleep 1
+    marker nap-end
+}
+
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | pci | cpus) "task_$task" ;;
+    nvme | net | pci | cpus | nap) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;

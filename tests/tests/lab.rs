@@ -6,8 +6,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::airlock::Run;
 use lab::host::{Exit, HostError, Step, Stream};
 use lab::machine::{Device, Disk, Iommu, Machine, Slot, process_name};
+use lab::markers::Markers;
 use lab::{Lab, scenario};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -227,6 +229,41 @@ fn a_machine_that_cannot_boot_says_why_at_once() {
         begun.elapsed() < Duration::from_secs(60),
         "it waited for the time limit"
     );
+}
+
+/// On a busy machine the nested host's first measure of its clock is off; here
+/// it is told a wrong one.
+#[test]
+fn guests_keep_time_though_the_host_misjudged_its_clock() {
+    let measured = std::cell::Cell::new(0.0);
+    scenario(&Machine::new("right-clock"), |host| {
+        let line = host.shell("grep -m 1 MHz /proc/cpuinfo")?;
+        measured.set(
+            line.rsplit(' ')
+                .next()
+                .unwrap()
+                .trim()
+                .parse::<f64>()
+                .unwrap(),
+        );
+        Ok(())
+    });
+    let wrong_khz = (measured.get() * 1000.0 * 0.999) as u64;
+    let machine = Machine::new("wrong-clock").cmdline(format!("tsc_early_khz={wrong_khz}"));
+    scenario(&machine, |host| {
+        // The host knows better by now: it has refined the value.
+        host.shell("until dmesg | grep -q 'Refined TSC'; do sleep 0.1; done")?;
+        let run = Run::tasks("nap,poweroff").limit(Duration::from_secs(30));
+        let outcome = host.run(&run.step())?.expect_success()?;
+        let markers = Markers::of(&outcome.lines);
+        let ns = |name: &str| markers.first(name).unwrap().ns;
+        let nap = Duration::from_nanos(ns("nap-end") - ns("nap"));
+        assert!(
+            nap > Duration::from_millis(900) && nap < Duration::from_secs(5),
+            "{nap:?}"
+        );
+        Ok(())
+    });
 }
 
 /// The variable by which the test below tells itself that it is the one to kill.

@@ -50,7 +50,9 @@ fn the_base_is_the_machine_that_was_seen_to_work() {
     assert_eq!(values(&plan, "-m"), ["1024"]);
     assert_eq!(
         values(&plan, "-append"),
-        ["console=ttyS0 panic=-1 quiet intel_iommu=on x=1"]
+        [format!(
+            "console=ttyS0 panic=-1 quiet {KVM_CLOCK} intel_iommu=on x=1"
+        )]
     );
     assert_eq!(
         values(&plan, "-device")[0],
