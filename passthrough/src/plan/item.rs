@@ -79,6 +79,8 @@ pub enum Check {
     LockedMemory,
     /// The guest's memory is within the IOMMU's reach.
     AddressWidth,
+    /// The kernel was asked for real, see [`claim`](crate::claim).
+    Claim,
 }
 
 impl Item {
