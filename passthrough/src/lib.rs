@@ -6,6 +6,7 @@
 
 mod assigned;
 mod bar;
+pub mod claim;
 mod config;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
@@ -16,6 +17,7 @@ mod limit;
 mod open;
 pub mod plan;
 pub mod ports;
+mod refusal;
 #[allow(unsafe_code)]
 mod sys;
 pub mod vfio;

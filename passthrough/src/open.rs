@@ -9,6 +9,7 @@ use devices::pci::PciAddress;
 use thiserror::Error;
 
 use crate::iommu::{AddressSpace, Type1Space};
+use crate::refusal::{Meaning, explain};
 use crate::sys::{self, Container, Refusal, Step};
 use crate::vfio::{DeviceBackend, KernelDevice};
 
@@ -58,16 +59,20 @@ pub enum OpenError {
         device: PciAddress,
     },
     /// The container could not be made.
-    #[error("cannot use {CONTAINER}: {reason}")]
+    #[error("cannot {action} {CONTAINER}: {cause}: {next}")]
     Container {
-        /// The cause in words, with the next step.
-        reason: &'static str,
+        /// The step, as a verb.
+        action: &'static str,
+        /// The cause in words.
+        cause: &'static str,
+        /// What to do about it.
+        next: &'static str,
         /// What the kernel answered.
         #[source]
         source: io::Error,
     },
     /// The kernel refused the device.
-    #[error("cannot {action} {path} for device {device} of IOMMU group {group}: {reason}")]
+    #[error("cannot {action} {path} for device {device} of IOMMU group {group}: {cause}: {next}")]
     Refused {
         /// The device.
         device: PciAddress,
@@ -77,8 +82,10 @@ pub enum OpenError {
         action: &'static str,
         /// The file that refused.
         path: PathBuf,
-        /// The cause in words, with the next step.
-        reason: &'static str,
+        /// The cause in words.
+        cause: &'static str,
+        /// What to do about it.
+        next: &'static str,
         /// What the kernel answered.
         #[source]
         source: io::Error,
@@ -110,7 +117,9 @@ pub fn open(devices: &[PciAddress], kvm_vfio_device: Option<OwnedFd>) -> Result<
         opened.push(Arc::new(device.map_err(|refusal| place.refused(refusal))?));
     }
     let limits = sys::iommu_info(container.as_fd()).map_err(|source| OpenError::Container {
-        reason: "the kernel does not tell what the IOMMU can map",
+        action: "use",
+        cause: "the kernel does not tell what the IOMMU can map",
+        next: "look for its own words with `dmesg | tail`",
         source,
     })?;
     log::debug!("the IOMMU can map {limits:?}");
@@ -159,7 +168,11 @@ fn find(sysfs: &Path, devices: &[PciAddress]) -> Result<Vec<Place>, OpenError> {
 impl Place {
     fn refused(&self, refusal: Refusal) -> OpenError {
         let Refusal { step, source } = refusal;
-        let (action, reason) = explain(step, source.raw_os_error());
+        let Meaning {
+            action,
+            cause,
+            next,
+        } = explain(step, &source);
         let path = match step {
             Step::OpenContainer | Step::CheckContainer => {
                 return container_error(Refusal { step, source });
@@ -172,79 +185,26 @@ impl Place {
             group: self.group,
             action,
             path,
-            reason,
+            cause,
+            next,
             source,
         }
     }
 }
 
 fn container_error(refusal: Refusal) -> OpenError {
-    let (_, reason) = explain(refusal.step, refusal.source.raw_os_error());
-    let source = refusal.source;
-    OpenError::Container { reason, source }
-}
-
-/// What a step does, and what the kernel means by refusing it
-/// (drivers/vfio/group.c, drivers/vfio/vfio_iommu_type1.c, drivers/iommu/iommu.c
-/// of Linux 5.19 and later).
-fn explain(step: Step, errno: Option<i32>) -> (&'static str, &'static str) {
-    use Step::*;
-    const PERMISSION: &str = "this user may not open it: run as root, or give the user access \
-                              with chown or a udev rule";
-    const OTHER_OWNER: &str = "a device of the group is used by a host driver: `airlock check` \
-                               names it; bind it to vfio-pci or unbind it";
-    let action = match step {
-        OpenContainer | OpenGroup => "open",
-        CheckContainer => "use",
-        NotViable | ClaimGroup => "claim",
-        SetIommu => "attach",
-        TellKvm => "tell KVM of",
-        OpenDevice => "open",
-        DescribeDevice => "read the properties of",
-    };
-    let reason = match (step, errno) {
-        (OpenContainer, Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => {
-            "the host's VFIO is not loaded: run `modprobe vfio-pci`"
-        }
-        (OpenContainer | OpenGroup, Some(libc::EACCES | libc::EPERM)) => PERMISSION,
-        (CheckContainer, _) => {
-            "the host's VFIO has no type1 IOMMU: run `modprobe vfio_iommu_type1`"
-        }
-        (OpenGroup, Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => {
-            "no device of the group is on a VFIO driver: bind the device to vfio-pci"
-        }
-        (OpenGroup, Some(libc::EBUSY)) => {
-            "another process uses the group: stop it first (`fuser -v` names it)"
-        }
-        (NotViable, _) | (ClaimGroup, Some(libc::EPERM)) => OTHER_OWNER,
-        (ClaimGroup, Some(libc::EBUSY)) => {
-            "the group is claimed already, by another process or through iommufd: stop it first"
-        }
-        (SetIommu, Some(libc::EPERM)) => {
-            "the host has no interrupt remapping, so that the device could forge interrupts: \
-             enable it in the firmware and on the kernel command line"
-        }
-        (SetIommu, Some(libc::ENODEV | libc::EINVAL)) => {
-            "the group's IOMMU does not work with type1"
-        }
-        (SetIommu, Some(libc::ENOMEM)) => "the host has no memory left for page tables",
-        (OpenDevice, Some(libc::ENODEV)) => {
-            "the device is not on a VFIO driver, or just left the host: bind it to vfio-pci"
-        }
-        (OpenDevice, Some(libc::EACCES)) => {
-            "it is a virtual function whose physical function is in VFIO too and demands a token"
-        }
-        (OpenDevice, Some(libc::EAGAIN)) => {
-            "another program is resetting or configuring the device: try again"
-        }
-        (OpenDevice, Some(libc::EMFILE)) => {
-            "this process has too many files open: raise the limit with `ulimit -n`"
-        }
-        (OpenDevice, Some(libc::EBUSY)) => "the device is in use",
-        (DescribeDevice, Some(libc::EIO | libc::ENODEV)) => "the device does not answer",
-        _ => "the kernel refuses",
-    };
-    (action, reason)
+    let Refusal { step, source } = refusal;
+    let Meaning {
+        action,
+        cause,
+        next,
+    } = explain(step, &source);
+    OpenError::Container {
+        action,
+        cause,
+        next,
+        source,
+    }
 }
 
 #[cfg(test)]

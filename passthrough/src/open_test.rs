@@ -57,8 +57,8 @@ fn refusals_name_device_group_file_cause_and_next_step() {
         (Step::OpenGroup, libc::EBUSY, "another process"),
         (Step::OpenGroup, libc::EACCES, "chown"),
         (Step::OpenGroup, libc::ENOENT, "bind the device to vfio-pci"),
-        (Step::NotViable, libc::EPERM, "host driver"),
-        (Step::ClaimGroup, libc::EPERM, "host driver"),
+        (Step::NotViable, libc::EPERM, "owns the DMA"),
+        (Step::ClaimGroup, libc::EPERM, "owns the DMA"),
         (Step::ClaimGroup, libc::EBUSY, "claimed already"),
         (Step::SetIommu, libc::EPERM, "interrupt remapping"),
         (Step::OpenDevice, libc::ENODEV, "not on a VFIO driver"),
@@ -90,19 +90,4 @@ fn a_host_without_vfio_is_told_what_to_load() {
         error.contains("/dev/vfio/vfio") && error.contains("modprobe vfio-pci"),
         "{error}"
     );
-}
-
-#[test]
-fn every_step_and_errno_has_words() {
-    for step in [
-        Step::OpenContainer,
-        Step::CheckContainer,
-        Step::TellKvm,
-        Step::DescribeDevice,
-    ] {
-        for errno in 0..140 {
-            let (action, reason) = explain(step, Some(errno));
-            assert!(!action.is_empty() && !reason.is_empty());
-        }
-    }
 }

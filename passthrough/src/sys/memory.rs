@@ -126,7 +126,6 @@ impl Mapping {
     ///
     /// # Errors
     /// The kernel's.
-    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn anonymous(size: usize) -> io::Result<Self> {
         Self::anonymous_with(size, libc::PROT_READ | libc::PROT_WRITE)
     }
