@@ -1,8 +1,13 @@
 //! The command line: one file a command.
 
 mod check;
+mod devices;
+mod inventory;
+mod names;
 mod run;
+mod style;
 
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +25,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// List the host's PCI devices, and what is isolated from what
+    Devices(devices::Args),
     /// Say whether devices can be handed to a guest, and if not, why
     Check(check::Args),
     /// Boot a guest
@@ -33,7 +40,6 @@ pub fn main() -> ExitCode {
     env_logger::Builder::new()
         .filter_level(cli.log)
         .format(move |out, record| {
-            use std::io::Write;
             let since = start.elapsed();
             let level = record.level().as_str().to_lowercase();
             // The guest's console may have left the cursor mid-line, in raw mode.
@@ -47,6 +53,7 @@ pub fn main() -> ExitCode {
         })
         .init();
     match cli.command {
+        Command::Devices(args) => devices::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Run(args) => run::run(args),
     }
@@ -56,4 +63,17 @@ pub fn main() -> ExitCode {
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("airlock: {}", crate::outcome::Chain(error));
     ExitCode::FAILURE
+}
+
+/// Writes `text` and a line end to standard output. A reader that has seen
+/// enough is no failure.
+fn say(text: &str, code: ExitCode) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => code,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => code,
+        Err(error) => {
+            eprintln!("airlock: cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
