@@ -107,12 +107,60 @@ impl FakeHost {
             driver,
             "pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00",
         )
+        .attribute(place, "max_link_speed", "8.0 GT/s PCIe\n")
+        .attribute(place, "max_link_width", "4\n")
+        .attribute(place, "reset_method", "flr bus\n")
+    }
+
+    /// One without PCIe: there is no link, and no reset of its own.
+    pub(crate) fn conventional(&self, place: &str, group: Option<u32>, driver: &str) -> &Self {
+        let modalias = "pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00";
+        self.function(place, group, driver, modalias)
+    }
+
+    /// An attribute of the function at `place`.
+    pub(crate) fn attribute(&self, place: &str, name: &str, text: &str) -> &Self {
+        self.bytes(place, name, text.as_bytes())
+    }
+
+    pub(crate) fn bytes(&self, place: &str, name: &str, bytes: &[u8]) -> &Self {
+        self.file(&format!("{}/{name}", folder(place)), bytes)
+    }
+
+    /// Leaves `size` bytes of an attribute.
+    pub(crate) fn cut(&self, place: &str, name: &str, size: usize) -> &Self {
+        let bytes = fs::read(self.path(&format!("{}/{name}", folder(place)))).unwrap();
+        self.bytes(place, name, &bytes[..size])
+    }
+
+    /// Config space of the function at `place`: a PCIe capability of the kind
+    /// that `port` says (PCIe 6.0 §7.5.3.2), none for conventional PCI; and
+    /// ACS, if there is any, with what is possible and what is on.
+    pub(crate) fn config(&self, place: &str, port: Option<u8>, acs: Option<(u16, u16)>) -> &Self {
+        let mut config = vec![0; 4096];
+        config[0x06] = 0x10;
+        config[0x34] = 0x40;
+        // Power management first, so that there is a list to go along.
+        config[0x40..0x42].copy_from_slice(&[0x01, if port.is_some() { 0x60 } else { 0 }]);
+        if let Some(port) = port {
+            config[0x60..0x64].copy_from_slice(&[0x10, 0, port << 4 | 2, 0]);
+            // AER, then perhaps ACS.
+            let next: u32 = if acs.is_some() { 0x148 } else { 0 };
+            config[0x100..0x104].copy_from_slice(&(next << 20 | 0x1_0001).to_le_bytes());
+        }
+        if let Some((capable, enabled)) = acs {
+            config[0x148..0x14c].copy_from_slice(&0x1_000du32.to_le_bytes());
+            config[0x14c..0x14e].copy_from_slice(&capable.to_le_bytes());
+            config[0x14e..0x150].copy_from_slice(&enabled.to_le_bytes());
+        }
+        self.file(&format!("{}/config", folder(place)), config)
     }
 
     pub(crate) fn bridge(&self, place: &str, group: Option<u32>, driver: &str) -> &Self {
         let modalias = "pci:v00001B36d0000000Csv00000000sd00000000bc06sc04i00";
         self.function(place, group, driver, modalias)
-            .file(&format!("{}/secondary_bus_number", folder(place)), "1\n")
+            .attribute(place, "secondary_bus_number", "1\n")
+            .attribute(place, "max_link_speed", "8.0 GT/s PCIe\n")
     }
 
     /// A VF of `physical`.
@@ -133,6 +181,7 @@ impl FakeHost {
         let name = place.rsplit('/').next().unwrap();
         let folder = folder(place);
         self.file(&format!("{folder}/modalias"), format!("{modalias}\n"))
+            .file(&format!("{folder}/power_state"), "D0\n")
             .link(
                 &format!("/sys/bus/pci/devices/{name}"),
                 &format!("../../..{}", &folder[4..]),

@@ -3,14 +3,15 @@ use std::io;
 use devices::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 
+use super::acs::Routing;
+use super::attributes::Reader;
 use super::group::GroupId;
+use super::link::Link;
+use super::node::Node;
+use super::parse;
 use super::sysfs::Host;
 
 pub(super) const DEVICES: &str = "/sys/bus/pci/devices";
-
-/// BARs and ROM: the lines of `resource` after them belong to SR-IOV and to
-/// bridge windows (linux/pci.h).
-const BARS_AND_ROM: u8 = 7;
 
 /// One PCI function of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,17 +24,36 @@ pub struct Function {
     pub header: Header,
     /// The driver that it is bound to.
     pub driver: Option<String>,
+    /// The driver that alone may bind it, if one was named.
+    pub driver_override: DriverOverride,
     /// Its IOMMU group.
     pub group: Option<GroupId>,
-    /// The bridges above it, the nearest first.
+    /// The bridges above it, the nearest first, up to the root.
     pub parents: Vec<PciAddress>,
+    /// The NUMA node that it is nearest to, where there is more than one.
+    pub numa_node: Option<u16>,
     /// The function that a VF belongs to.
     pub physical_function: Option<PciAddress>,
+    /// How many VFs a PF can make.
+    pub virtual_functions_max: Option<u16>,
     /// The BARs and the ROM that it decodes on the host.
     pub resources: Vec<Resource>,
+    /// How the kernel can reset it by itself.
+    pub reset: Reset,
+    /// Its PCIe link. None for conventional PCI.
+    pub link: Option<Link>,
+    /// D0 and so on, from Linux 5.11.
+    pub power_state: Option<String>,
+    /// The firmware put its first picture on it.
+    pub boot_display: bool,
+    /// How it passes on what devices send to each other. Looked at only where
+    /// a group is shared, and where its config space can be read.
+    pub routing: Option<Routing>,
     /// Its name in VFIO, such as `vfio3`. Kernels from 6.1 have it for every
     /// device that a VFIO driver has taken.
     pub vfio_device: Option<String>,
+    /// `/dev/vfio/devices/vfio3`, where the kernel makes such files.
+    pub cdev: Option<Node>,
     /// What could not be read or understood.
     pub unreadable: Vec<Unreadable>,
 }
@@ -63,6 +83,29 @@ pub enum Header {
     Bridge,
 }
 
+/// What `driver_override` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverOverride {
+    /// Any driver that knows the device may bind it.
+    Any,
+    /// This one only.
+    Only(String),
+    /// Not asked: the answer might have taken for ever, see
+    /// [the module](super).
+    NotAsked,
+}
+
+/// How a function can be reset without its neighbours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// The kernel has a way.
+    pub possible: bool,
+    /// The ways, in the order tried: `device_specific`, `acpi`, `flr`,
+    /// `af_flr`, `pm`, `bus`, `cxl_bus`. Kernels before 5.15 do not tell.
+    pub methods: Vec<String>,
+}
+
 /// A range that a function decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resource {
@@ -85,6 +128,23 @@ pub struct Unreadable {
     pub reason: String,
 }
 
+impl Resource {
+    /// `IORESOURCE_MEM` and `IORESOURCE_MEM_64` (linux/ioport.h).
+    const MEMORY: u64 = 0x200;
+    const MEMORY_64: u64 = 0x10_0000;
+    const ROM: u8 = 6;
+
+    /// Whether it is a BAR for memory, not for I/O ports and not the ROM.
+    pub fn is_memory_bar(&self) -> bool {
+        self.index < Self::ROM && self.flags & Self::MEMORY != 0
+    }
+
+    /// Whether it may lie above 4 GiB.
+    pub fn is_64_bit(&self) -> bool {
+        self.flags & Self::MEMORY_64 != 0
+    }
+}
+
 impl Unreadable {
     pub(super) fn new(attribute: &str, error: &io::Error) -> Self {
         Self {
@@ -100,13 +160,19 @@ impl Function {
         self.header == Header::Bridge
     }
 
+    /// Whether it is a PCI Express function, not one of conventional PCI.
+    pub fn is_express(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Reads the function that sysfs calls `name`; nothing when it is gone.
-    pub(super) fn read(host: &Host, address: PciAddress, name: &str) -> Option<Self> {
-        let mut reader = Reader {
-            host,
-            name,
-            unreadable: Vec::new(),
-        };
+    pub(super) fn read(
+        host: &Host,
+        address: PciAddress,
+        name: &str,
+        taken: &TakenGroups,
+    ) -> Option<Self> {
+        let mut reader = Reader::new(host, name)?;
         let place = match host.link(&format!("{DEVICES}/{name}")) {
             Ok(place) => place?,
             Err(error) => {
@@ -114,202 +180,116 @@ impl Function {
                 String::new()
             }
         };
-        let ids = reader.parsed("modalias", ids);
+        let ids = reader.parsed("modalias", parse::ids);
         if ids.is_none() && reader.unreadable.is_empty() {
             // Every PCI function has the attribute: the function went away.
             return None;
         }
-        let header = reader.asked(
-            "secondary_bus_number",
-            host.exists(&format!("{DEVICES}/{name}/secondary_bus_number")),
-        );
         let driver = reader.link_name("driver");
-        let group = reader.link_name("iommu_group").and_then(|group| {
-            let id = group.parse().ok().map(GroupId);
-            if id.is_none() {
-                reader.senseless("iommu_group", &group);
-            }
-            id
-        });
-        let physical_function = reader.link_name("physfn").and_then(|physfn| {
-            let address = physfn.parse().ok();
-            if address.is_none() {
-                reader.senseless("physfn", &physfn);
-            }
-            address
-        });
-        let vfio_device = driver.as_ref().and_then(|_| {
-            let names = host.list(&format!("{DEVICES}/{name}/vfio-dev"));
-            reader
-                .asked("vfio-dev", names)
-                .flatten()?
-                .into_iter()
-                .next()
-        });
+        let group = reader.number("iommu_group").map(GroupId);
+        let physical_function = reader.address("physfn");
+        let vfio_device = match driver {
+            Some(_) => reader.list("vfio-dev").into_iter().next(),
+            None => None,
+        };
+        let power_state = reader.text("power_state");
+        let awake = power_state.as_deref() == Some("D0");
         Some(Self {
             address,
             ids,
-            // An unreadable answer stands in `unreadable` and is refused there.
-            header: if header == Some(true) {
+            header: if reader.has("secondary_bus_number") {
                 Header::Bridge
             } else {
                 Header::Endpoint
             },
+            driver_override: driver_override(&mut reader, driver.as_deref(), group, taken),
+            parents: parse::parents(&place, address),
+            // -1 on a host with one node.
+            numa_node: reader.text("numa_node").and_then(|node| node.parse().ok()),
+            virtual_functions_max: reader
+                .text("sriov_totalvfs")
+                .and_then(|count| count.parse().ok()),
+            resources: reader
+                .parsed("resource", parse::resources)
+                .unwrap_or_default(),
+            reset: Reset::read(&mut reader),
+            // A VF's link is that of its PF.
+            link: Link::read(&mut reader, awake && physical_function.is_none()),
+            boot_display: reader.text("boot_vga").as_deref() == Some("1"),
+            routing: None,
+            cdev: vfio_device.as_ref().and_then(|device| {
+                let folder = reader.list(&format!("vfio-dev/{device}"));
+                let made = folder.iter().any(|name| name == "dev");
+                made.then(|| Node::read(host, &format!("/dev/vfio/devices/{device}")))
+            }),
             driver,
             group,
-            parents: parents(&place, address),
             physical_function,
-            resources: reader.parsed("resource", resources).unwrap_or_default(),
+            power_state,
             vfio_device,
             unreadable: reader.unreadable,
         })
     }
 }
 
-struct Reader<'a> {
-    host: &'a Host,
-    name: &'a str,
-    unreadable: Vec<Unreadable>,
+/// Which groups have a device that VFIO has, or is still waiting to get back.
+#[derive(Debug)]
+pub(super) struct TakenGroups {
+    /// `/sys/class/vfio`: a group stays there until its last device has left.
+    names: Option<Vec<String>>,
+    /// VFIO is there at all.
+    vfio: bool,
 }
 
-impl Reader<'_> {
-    fn fail(&mut self, attribute: &str, error: &io::Error) {
-        self.unreadable.push(Unreadable::new(attribute, error));
-    }
-
-    fn senseless(&mut self, attribute: &str, text: &str) {
-        let text: String = text.chars().take(80).collect();
-        self.unreadable.push(Unreadable {
-            attribute: attribute.to_owned(),
-            reason: format!("'{text}' makes no sense there"),
-        });
-    }
-
-    fn asked<T>(&mut self, attribute: &str, answer: io::Result<T>) -> Option<T> {
-        answer.map_err(|error| self.fail(attribute, &error)).ok()
-    }
-
-    fn link_name(&mut self, attribute: &str) -> Option<String> {
-        let answer = self
-            .host
-            .link_name(&format!("{DEVICES}/{}/{attribute}", self.name));
-        self.asked(attribute, answer).flatten()
-    }
-
-    fn parsed<T>(&mut self, attribute: &str, parse: fn(&str) -> Option<T>) -> Option<T> {
-        let answer = self
-            .host
-            .text(&format!("{DEVICES}/{}/{attribute}", self.name));
-        let text = self.asked(attribute, answer).flatten()?;
-        let value = parse(&text);
-        if value.is_none() {
-            self.senseless(attribute, &text);
+impl TakenGroups {
+    pub(super) fn read(host: &Host) -> Self {
+        let list = |path| host.list(path).ok().flatten();
+        let names = list("/sys/class/vfio");
+        Self {
+            vfio: names.is_some() || list("/sys/class/vfio-dev").is_some(),
+            names,
         }
-        value
+    }
+
+    /// Whether the group may have such a device.
+    fn may_hold(&self, group: Option<GroupId>) -> bool {
+        let (Some(group), Some(names)) = (group, &self.names) else {
+            return self.vfio;
+        };
+        let (plain, noiommu) = (group.to_string(), format!("noiommu-{group}"));
+        names.iter().any(|name| *name == plain || *name == noiommu)
     }
 }
 
-/// The numbers in `pci:v00008086d000010D3sv00008086sd0000A01Fbc02sc00i00`.
-fn ids(modalias: &str) -> Option<Ids> {
-    let mut rest = modalias.strip_prefix("pci:")?;
-    let mut number = |key: &str, digits: usize| {
-        let (value, after) = rest.strip_prefix(key)?.split_at_checked(digits)?;
-        rest = after;
-        u32::from_str_radix(value, 16).ok()
+/// Asks for the override only where the answer can't wait for a guest: before
+/// Linux 7 the attribute takes the device's lock, which an unbind from a VFIO
+/// driver holds until the guest has let go of the device. The link to the
+/// driver goes first, so a device without one may be in the middle of it.
+fn driver_override(
+    reader: &mut Reader<'_>,
+    driver: Option<&str>,
+    group: Option<GroupId>,
+    taken: &TakenGroups,
+) -> DriverOverride {
+    let waits = match driver {
+        Some(driver) => driver.contains("vfio") || reader.has("vfio-dev"),
+        None => taken.may_hold(group),
     };
-    let vendor = number("v", 8)?.try_into().ok()?;
-    let device = number("d", 8)?.try_into().ok()?;
-    // PCI_ANY_ID stands where a bridge has no subsystem.
-    let subsystem_vendor = number("sv", 8)? as u16;
-    let subsystem_device = number("sd", 8)? as u16;
-    let class = number("bc", 2)? << 16 | number("sc", 2)? << 8 | number("i", 2)?;
-    Some(Ids {
-        vendor,
-        device,
-        subsystem_vendor,
-        subsystem_device,
-        class,
-    })
+    if waits {
+        return DriverOverride::NotAsked;
+    }
+    match reader.text("driver_override") {
+        Some(driver) if !driver.is_empty() && driver != "(null)" => DriverOverride::Only(driver),
+        _ => DriverOverride::Any,
+    }
 }
 
-/// The lines `start last flags` of `resource`, without the empty ones.
-fn resources(text: &str) -> Option<Vec<Resource>> {
-    let mut found = Vec::new();
-    for (index, line) in (0..BARS_AND_ROM).zip(text.lines()) {
-        let mut numbers = line
-            .split_whitespace()
-            .map(|number| u64::from_str_radix(number.strip_prefix("0x")?, 16).ok());
-        let (start, last, flags) = (numbers.next()??, numbers.next()??, numbers.next()??);
-        if flags == 0 {
-            continue;
+impl Reset {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let methods = reader.text("reset_method").unwrap_or_default();
+        Self {
+            possible: reader.has("reset") || !methods.is_empty(),
+            methods: methods.split_whitespace().map(str::to_owned).collect(),
         }
-        let size = last.checked_sub(start)?.checked_add(1)?;
-        found.push(Resource {
-            index,
-            start,
-            size,
-            flags,
-        });
-    }
-    Some(found)
-}
-
-/// The bridges in `../../../devices/pci0000:00/0000:00:1c.0/0000:01:00.0`.
-fn parents(place: &str, own: PciAddress) -> Vec<PciAddress> {
-    place
-        .rsplit('/')
-        .filter_map(|part| part.parse().ok())
-        .filter(|address| *address != own)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_as_the_kernel_writes_them() {
-        let nvme = ids("pci:v00001B36d00000010sv00001AF4sd00001100bc01sc08i02").unwrap();
-        assert_eq!((nvme.vendor, nvme.device), (0x1b36, 0x10));
-        assert_eq!(
-            (nvme.subsystem_vendor, nvme.subsystem_device),
-            (0x1af4, 0x1100)
-        );
-        assert_eq!(nvme.class, 0x01_0802);
-        for garbage in [
-            "",
-            "pci:",
-            "pci:v0000",
-            "usb:v1B36",
-            "pci:vÄÄÄÄÄÄÄÄd",
-            "pci:v00011B36d00000010sv00001AF4sd00001100bc01sc08i02",
-        ] {
-            assert_eq!(ids(garbage), None, "{garbage}");
-        }
-    }
-
-    #[test]
-    fn resources_as_the_kernel_writes_them() {
-        let text = "0x00000000febd0000 0x00000000febd3fff 0x0000000000140204\n\
-                    0x0000000000000000 0x0000000000000000 0x0000000000000000\n\
-                    0x000000000000c000 0x000000000000c01f 0x0000000000040101\n";
-        let found = resources(text).unwrap();
-        assert_eq!(found.len(), 2);
-        assert_eq!((found[0].index, found[0].size), (0, 0x4000));
-        assert_eq!((found[1].index, found[1].size), (2, 0x20));
-        assert_eq!(resources("0x10 0x0 0x200"), None);
-        assert_eq!(resources("0x0 0xffffffffffffffff 0x200"), None);
-        assert_eq!(resources("what"), None);
-    }
-
-    #[test]
-    fn parents_come_from_the_place_in_the_tree() {
-        let own = "0000:02:00.0".parse().unwrap();
-        let place = "../../../devices/pci0000:00/0000:00:1c.0/0000:01:00.0/0000:02:00.0";
-        let names: Vec<_> = parents(place, own)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(names, ["0000:01:00.0", "0000:00:1c.0"]);
     }
 }

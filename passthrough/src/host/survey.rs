@@ -1,18 +1,21 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use devices::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::acs::Routing;
 use super::group::{GROUPS, Group, GroupId};
 use super::holder::Holders;
+use super::huge_pages::HugePagePool;
 use super::iommu::Iommu;
 use super::kernel::Kernel;
 use super::node::Node;
-use super::pci::{DEVICES, Function};
+use super::pci::{DEVICES, Function, TakenGroups};
 use super::process::Process;
 use super::sysfs::Host;
+use super::uses::{self, HostUse};
 use super::vfio::VfioPieces;
 
 /// Everything that the checks need to know about the host, as it was at one
@@ -34,6 +37,11 @@ pub struct Survey {
     pub functions: BTreeMap<PciAddress, Function>,
     /// Every IOMMU group.
     pub groups: BTreeMap<GroupId, Group>,
+    /// What the host itself needs functions for. A boot display is known by the
+    /// function.
+    pub uses: BTreeMap<PciAddress, BTreeSet<HostUse>>,
+    /// The huge pages, those of the smallest size first.
+    pub huge_pages: Vec<HugePagePool>,
     /// Who holds VFIO's files. Looked for only when there is one to hold.
     pub holders: Holders,
 }
@@ -71,29 +79,36 @@ impl Survey {
                 source,
             })
         };
-        let functions = list(DEVICES)?
+        let taken = TakenGroups::read(host);
+        let mut functions: BTreeMap<_, _> = list(DEVICES)?
             .ok_or(SurveyError::NoPci)?
             .iter()
             .filter_map(|name| Some((name.parse().ok()?, name)))
-            .filter_map(|(address, name)| Some((address, Function::read(host, address, name)?)))
+            .filter_map(|(address, name)| {
+                Some((address, Function::read(host, address, name, &taken)?))
+            })
             .collect();
         let nodes = host.list("/dev/vfio").ok().flatten().unwrap_or_default();
-        let groups = list(GROUPS)?
+        let groups: BTreeMap<_, _> = list(GROUPS)?
             .unwrap_or_default()
             .iter()
             .filter_map(|name| name.parse().ok().map(GroupId))
             .map(|id| (id, Group::read(host, id, &nodes)))
             .collect();
+        read_routing(host, &mut functions, groups.values());
         let holders = if nodes.iter().any(|node| node != "vfio") {
             Holders::read(host)
         } else {
             Holders::default()
         };
+        let kernel = Kernel::read(host);
         Ok(Self {
-            kernel: Kernel::read(host),
             process: Process::read(host),
             kvm: Node::read(host, "/dev/kvm"),
-            vfio: VfioPieces::read(host),
+            vfio: VfioPieces::read(host, &kernel.release),
+            kernel,
+            uses: uses::read(host),
+            huge_pages: HugePagePool::read(host),
             iommu: Iommu::read(host),
             functions,
             groups,
@@ -117,5 +132,32 @@ impl Survey {
             .filter(|function| wanted(function))
             .map(|function| function.address)
             .collect()
+    }
+}
+
+/// Looks at what keeps functions apart, or does not, where groups are shared:
+/// at their members, and the bridges above those. Functions that sleep are not
+/// woken for it.
+fn read_routing<'a>(
+    host: &Host,
+    functions: &mut BTreeMap<PciAddress, Function>,
+    groups: impl Iterator<Item = &'a Group>,
+) {
+    let members: BTreeSet<_> = groups
+        .filter(|group| group.members.len() > 1)
+        .flat_map(|group| group.members.iter().filter_map(|member| member.address))
+        .collect();
+    let parents: Vec<_> = members
+        .iter()
+        .filter_map(|member| functions.get(member))
+        .flat_map(|function| function.parents.clone())
+        .collect();
+    for address in members.into_iter().chain(parents) {
+        if let Some(function) = functions.get_mut(&address)
+            && function.routing.is_none()
+            && function.power_state.as_deref() == Some("D0")
+        {
+            function.routing = Routing::read(host, &address.to_string());
+        }
     }
 }

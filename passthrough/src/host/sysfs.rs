@@ -1,10 +1,15 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most that is read of one attribute. sysfs itself gives a page.
 const TEXT_LIMIT: u64 = 64 * 1024;
+
+/// The most that is read of a file that is gone through by lines: the module
+/// lists of a distribution's kernel take 2 MiB.
+const LINES_LIMIT: u64 = 32 * 1024 * 1024;
 
 /// Where sysfs, procfs and `/dev` are read: this machine, or a tree that looks
 /// like one.
@@ -83,6 +88,27 @@ impl Host {
         Ok(None)
     }
 
+    /// Shows each line to `take`, as it is in the file and without its end;
+    /// nothing when there is no such file.
+    pub(super) fn lines(&self, path: &str, mut take: impl FnMut(&[u8])) -> io::Result<Option<()>> {
+        let Some(file) = present(File::open(self.path(path)))? else {
+            return Ok(None);
+        };
+        let mut reader = BufReader::with_capacity(64 * 1024, file.take(LINES_LIMIT));
+        let mut line = Vec::new();
+        while present(reader.read_until(b'\n', &mut line))?.is_some_and(|read| read > 0) {
+            take(line.strip_suffix(b"\n").unwrap_or(&line));
+            line.clear();
+        }
+        Ok(Some(()))
+    }
+
+    /// The config space of a PCI function. Reading it wakes the function.
+    pub(super) fn config(&self, name: &str) -> io::Result<Option<Config>> {
+        let path = self.path(&format!("/sys/bus/pci/devices/{name}/config"));
+        present(File::open(path).map(Config))
+    }
+
     /// Where a link points, as it is written in the link.
     pub(super) fn link(&self, path: &str) -> io::Result<Option<String>> {
         let target = present(fs::read_link(self.path(path)))?;
@@ -116,6 +142,30 @@ impl Host {
     }
 }
 
+/// A function's config space, as far as this user may read it.
+#[derive(Debug)]
+pub(super) struct Config(File);
+
+impl Config {
+    pub(super) fn byte(&self, at: u64) -> Option<u8> {
+        self.read(at).map(|[byte]| byte)
+    }
+
+    pub(super) fn word(&self, at: u64) -> Option<u16> {
+        self.read(at).map(u16::from_le_bytes)
+    }
+
+    pub(super) fn dword(&self, at: u64) -> Option<u32> {
+        self.read(at).map(u32::from_le_bytes)
+    }
+
+    fn read<const SIZE: usize>(&self, at: u64) -> Option<[u8; SIZE]> {
+        let mut bytes = [0; SIZE];
+        self.0.read_exact_at(&mut bytes, at).ok()?;
+        Some(bytes)
+    }
+}
+
 /// Whether `error` only says that the thing, or the device or process that it
 /// belongs to, is not there (any more).
 fn is_absence(error: &io::Error) -> bool {
@@ -137,7 +187,7 @@ pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 /// Text that can be shown: names come from other processes and from devices,
 /// and must not drive the user's terminal.
-fn clean(bytes: &[u8]) -> String {
+pub(super) fn clean(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| match c {

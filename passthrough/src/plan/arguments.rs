@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use devices::pci::PciAddress;
 
 use super::{Check, Item, Subject};
@@ -44,6 +46,24 @@ pub(super) fn check(
         }
     }
     devices
+}
+
+/// The devices that the user forces; what is no address goes to `items`.
+pub(super) fn forced(arguments: &[String], items: &mut Vec<Item>) -> BTreeSet<PciAddress> {
+    let mut forced = BTreeSet::new();
+    for argument in arguments {
+        match argument.trim().parse() {
+            Ok(address) => {
+                forced.insert(address);
+            }
+            Err(error) => items.push(Item::failed(
+                Check::Argument,
+                Subject::Argument(argument.clone()),
+                format!("what is to be forced is no device: {error}"),
+            )),
+        }
+    }
+    forced
 }
 
 /// Says that `address` does not exist, and what comes close.

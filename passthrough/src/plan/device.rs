@@ -1,14 +1,14 @@
 use devices::pci::PciAddress;
 
-use super::{Check, Item, Outcome, Subject};
-use crate::host::{Function, Iommu, Survey};
+use super::{Check, Item, Outcome, Request, Subject, reset};
+use crate::host::{DriverOverride, Function, Iommu, Survey};
 use crate::viability::{Remedy, is_vfio_driver};
 
 /// Without these attributes there is no right answer.
 const DECISIVE: [&str; 4] = ["driver", "iommu_group", "physfn", "secondary_bus_number"];
 
 /// Checks `device` by itself, without its group.
-pub(super) fn check(survey: &Survey, device: PciAddress, items: &mut Vec<Item>) {
+pub(super) fn check(survey: &Survey, request: &Request, device: PciAddress, items: &mut Vec<Item>) {
     let Some(function) = survey.functions.get(&device) else {
         return;
     };
@@ -31,11 +31,12 @@ pub(super) fn check(survey: &Survey, device: PciAddress, items: &mut Vec<Item>) 
         !unreadable.any(|what| what.attribute == attribute)
     };
     if known("iommu_group") {
-        items.extend(isolation(survey, function));
+        items.extend(isolation(survey, request, function));
     }
     if known("driver") {
         items.push(driver(survey, function));
     }
+    items.push(reset::check(survey, request, function));
 }
 
 pub(super) fn unreadable(subject: Subject, path: &str, reason: &str) -> Item {
@@ -49,7 +50,8 @@ pub(super) fn unreadable(subject: Subject, path: &str, reason: &str) -> Item {
     ))
 }
 
-fn names(addresses: &[PciAddress]) -> String {
+/// Addresses, as many as a line can bear.
+pub(super) fn names(addresses: &[PciAddress]) -> String {
     const SHOWN: usize = 8;
     let mut names: Vec<_> = addresses
         .iter()
@@ -110,7 +112,7 @@ fn relations(survey: &Survey, function: &Function) -> Option<Item> {
 }
 
 /// Why `device` has no usable group. A usable one is checked with its members.
-fn isolation(survey: &Survey, function: &Function) -> Option<Item> {
+fn isolation(survey: &Survey, request: &Request, function: &Function) -> Option<Item> {
     let device = function.address;
     let failed = |reason| Item::failed(Check::Isolation, Subject::Device(device), reason);
     let Some(id) = function.group else {
@@ -148,8 +150,13 @@ fn isolation(survey: &Survey, function: &Function) -> Option<Item> {
         );
     };
     group.is_noiommu().then(|| {
+        let asked = if request.allow_noiommu {
+            "; asked for or not, the kernel maps no guest memory for such a group"
+        } else {
+            ""
+        };
         failed(format!(
-            "{device} is in noiommu group {id}: nothing confines its DMA, so it can't go to a guest"
+            "{device} is in noiommu group {id}: nothing confines its DMA, so it can't go to a guest{asked}"
         ))
         .fix(cover(&survey.iommu))
     })
@@ -196,18 +203,34 @@ fn cover(iommu: &Iommu) -> Remedy {
 fn driver(survey: &Survey, function: &Function) -> Item {
     let device = function.address;
     let subject = Subject::Device(device);
+    let best = survey.vfio.driver_for(function);
     let state = match function.driver.as_deref() {
+        Some("vfio-pci") if best != "vfio-pci" => {
+            return Item::warning(
+                Check::Driver,
+                subject,
+                format!(
+                    "{device} is on vfio-pci; {best} fits it better: it was made for the device, and knows what the generic driver does not (migration, special memory)"
+                ),
+            )
+            .fix(Remedy::bind_to_vfio(survey, device));
+        }
         Some(driver) if is_vfio_driver(driver, function.vfio_device.as_deref()) => {
             return Item::passed(Check::Driver, subject, format!("{device} is on {driver}"));
         }
         Some("pci-stub") => "is on pci-stub, which only keeps it unused".to_owned(),
         Some(driver) => format!("is on the host driver '{driver}'"),
-        None => "has no driver".to_owned(),
+        None => match &function.driver_override {
+            DriverOverride::Only(driver) if !is_vfio_driver(driver, None) => {
+                format!("has no driver (its driver_override lets only '{driver}' have it)")
+            }
+            _ => "has no driver".to_owned(),
+        },
     };
     let item = Item::failed(
         Check::Driver,
         subject,
-        format!("{device} {state}; a guest can get it only from vfio-pci"),
+        format!("{device} {state}; a guest can get it only from {best}"),
     );
     if function.group.is_some() {
         item.fix(Remedy::bind_to_vfio(survey, device))

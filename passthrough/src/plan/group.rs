@@ -2,24 +2,35 @@ use std::collections::BTreeSet;
 
 use devices::pci::PciAddress;
 
-use super::device::unreadable;
-use super::{Check, Item, Subject};
+use super::device::{names, unreadable};
+use super::{Check, Item, Subject, needed};
 use crate::host::{Group, Holder, NodeState, ReservedKind, Survey};
-use crate::viability::{Member, MemberState, Remedy, Verdict};
+use crate::viability::{Isolation, Member, MemberState, Remedy, Verdict};
 
 /// Checks the groups of `devices`, each once.
-pub(super) fn check(survey: &Survey, devices: &[PciAddress], items: &mut Vec<Item>) {
+pub(super) fn check(
+    survey: &Survey,
+    devices: &[PciAddress],
+    forced: &BTreeSet<PciAddress>,
+    items: &mut Vec<Item>,
+) {
     let ids: BTreeSet<_> = devices
         .iter()
         .filter_map(|device| survey.functions.get(device)?.group)
         .collect();
     let groups = ids.iter().filter_map(|id| survey.groups.get(id));
     for group in groups.filter(|group| !group.is_noiommu()) {
-        one(survey, devices, group, items);
+        one(survey, devices, forced, group, items);
     }
 }
 
-fn one(survey: &Survey, devices: &[PciAddress], group: &Group, items: &mut Vec<Item>) {
+fn one(
+    survey: &Survey,
+    devices: &[PciAddress],
+    forced: &BTreeSet<PciAddress>,
+    group: &Group,
+    items: &mut Vec<Item>,
+) {
     let subject = || Subject::Group(group.id);
     for what in &group.unreadable {
         let path = format!("/sys/kernel/iommu_groups/{}/{}", group.id, what.attribute);
@@ -28,7 +39,15 @@ fn one(survey: &Survey, devices: &[PciAddress], group: &Group, items: &mut Vec<I
     let Some(verdict) = Verdict::judge(survey, group.id) else {
         return;
     };
+    // Members in the way would have to go too: the host may need them.
+    for member in verdict.blocking().filter_map(|member| member.address) {
+        if !devices.contains(&member) {
+            needed::check(survey, member, forced, items);
+        }
+    }
     items.extend(viability(survey, devices, &verdict));
+    items.extend(shared(&verdict));
+    items.extend(together(devices, &verdict));
     items.extend(firmware(group));
     // Without a device on a VFIO driver the group has no file yet.
     let taken = verdict
@@ -89,6 +108,39 @@ fn viability(survey: &Survey, devices: &[PciAddress], verdict: &Verdict) -> Opti
         )
         .fixes(remedies),
     )
+}
+
+/// Why the group is not one device.
+fn shared(verdict: &Verdict) -> Option<Item> {
+    let Isolation::Shared(_) = verdict.isolation else {
+        return None;
+    };
+    Some(Item::passed(
+        Check::Shared,
+        Subject::Group(verdict.group),
+        format!(
+            "group {} has {} members: {}",
+            verdict.group,
+            verdict.members.len(),
+            verdict.isolation
+        ),
+    ))
+}
+
+/// Several devices of one group: they have one owner anyway.
+fn together(devices: &[PciAddress], verdict: &Verdict) -> Option<Item> {
+    let members = verdict.members.iter().filter_map(|member| member.address);
+    let asked: Vec<_> = members.filter(|member| devices.contains(member)).collect();
+    (asked.len() > 1).then(|| {
+        Item::passed(
+            Check::Together,
+            Subject::Group(verdict.group),
+            format!(
+                "{} are of one group and go to one guest, as they must",
+                names(&asked)
+            ),
+        )
+    })
 }
 
 fn states<'a>(members: impl Iterator<Item = &'a Member>) -> String {

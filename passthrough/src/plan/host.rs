@@ -1,7 +1,7 @@
 use devices::pci::PciAddress;
 
 use super::group::denied;
-use super::{Check, Item, Request, Subject};
+use super::{Check, Item, Request, Subject, backend};
 use crate::host::{IommuUnit, NodeState, Remapping, Survey};
 use crate::viability::Remedy;
 
@@ -15,6 +15,7 @@ pub(super) fn check(
     items.extend(iommu(survey, devices));
     items.extend(interrupts(survey, request));
     items.push(container(survey));
+    items.push(backend::check(survey, devices));
 }
 
 /// The units that `devices` are behind. Devices behind none have failed.

@@ -57,10 +57,18 @@ pub enum Check {
     Assignable,
     /// The device is in a group of a real IOMMU.
     Isolation,
+    /// The host can do without the device.
+    HostNeeds,
     /// The device is on a VFIO driver.
     Driver,
+    /// The device can be reset without others.
+    Reset,
     /// No member of the group blocks.
     Viability,
+    /// Why the group has several members.
+    Shared,
+    /// Several of its devices were asked for.
+    Together,
     /// Firmware does not hold on to the group's memory maps.
     ReservedRegions,
     /// The group's file is there and may be opened.
@@ -71,6 +79,8 @@ pub enum Check {
     Iommu,
     /// Interrupts of devices are checked.
     InterruptRemapping,
+    /// By which interface devices are taken.
+    Backend,
     /// The VFIO container is there and may be opened.
     Container,
     /// `/dev/kvm` is there and may be opened.
@@ -79,6 +89,12 @@ pub enum Check {
     LockedMemory,
     /// The guest's memory is within the IOMMU's reach.
     AddressWidth,
+    /// Each piece of the guest's RAM is where devices can reach it.
+    GuestMemory,
+    /// There is room for the BARs where devices and guest can reach them.
+    Bars,
+    /// There are as many huge pages as were asked for.
+    HugePages,
     /// The kernel was asked for real, see [`claim`](crate::claim).
     Claim,
 }

@@ -21,7 +21,9 @@ pub(super) fn check(
         return;
     }
     items.push(locked(survey, memory));
-    items.extend(width(survey, memory, devices));
+    if request.ram.is_empty() {
+        items.extend(width(survey, memory, devices));
+    }
 }
 
 /// type1 accounts each page of a map against the process's limit, unless it

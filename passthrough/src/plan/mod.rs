@@ -32,20 +32,30 @@
 //! that carries it out. It predicts; the open proves.
 
 mod arguments;
+mod backend;
 mod device;
 mod group;
 mod host;
 #[cfg(test)]
 mod host_test;
+mod huge_pages;
 mod item;
 mod memory;
+mod needed;
 #[cfg(test)]
 mod plan_test;
+mod reach;
+#[cfg(test)]
+mod reach_test;
 mod report;
+mod reset;
 mod size;
+#[cfg(test)]
+mod topology_test;
 
 use devices::pci::PciAddress;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::host::Survey;
 pub use crate::viability::Remedy;
@@ -61,19 +71,65 @@ pub struct Request {
     pub devices: Vec<String>,
     /// How much memory the guest gets, if that is known.
     pub memory_bytes: Option<u64>,
+    /// Where that memory lies in the guest's address space, in ascending order:
+    /// devices reach it at the same addresses. Without it only the amount is
+    /// checked.
+    pub ram: Vec<GuestRange>,
+    /// Where the monitor puts BARs that must lie below 4 GiB.
+    pub window_32: Option<GuestRange>,
+    /// How many bits of a guest's address the CPU takes, if that is known.
+    pub address_bits: Option<u8>,
+    /// Back the memory by huge pages of this many bytes.
+    pub huge_pages: Option<u64>,
     /// Take devices though nothing checks their interrupts. A guest can then
     /// raise any interrupt of the host.
     pub allow_unsafe_interrupts: bool,
+    /// Take devices that no IOMMU confines. Asked for or not it can't be done,
+    /// for the kernel does not map a guest's memory for such devices; who asks
+    /// is told that.
+    pub allow_noiommu: bool,
+    /// Devices to take, as the user wrote them, though the host needs them.
+    pub force: Vec<String>,
+}
+
+/// A range of guest physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRange {
+    /// The first address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl GuestRange {
+    /// The last address; that of the address space when the range goes beyond.
+    pub fn last(self) -> u64 {
+        self.start.saturating_add(self.size.saturating_sub(1))
+    }
+}
+
+/// By which of the kernel's interfaces devices are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The group's file and a container with the type1 IOMMU driver. It counts
+    /// the guest's RAM, once, against the limit on locked memory.
+    #[default]
+    Type1,
 }
 
 /// What was found, and so whether to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// [`PLAN_VERSION`] of the program that made it.
+    /// [`PLAN_VERSION`] of the program that made it. A plan of another version
+    /// does not deserialize.
+    #[serde(deserialize_with = "understood")]
     pub version: u32,
     /// The devices that were understood and exist, in the order given, each
     /// once.
     pub devices: Vec<PciAddress>,
+    /// How they are taken.
+    pub backend: Backend,
     /// The checks: first those of what was asked for, then of each device, of
     /// their groups, and of the host.
     pub items: Vec<Item>,
@@ -86,18 +142,23 @@ impl Plan {
     pub fn make(survey: &Survey, request: &Request) -> Self {
         let mut items = Vec::new();
         let devices = arguments::check(survey, &request.devices, &mut items);
+        let forced = arguments::forced(&request.force, &mut items);
         for device in &devices {
-            device::check(survey, *device, &mut items);
+            needed::check(survey, *device, &forced, &mut items);
+            device::check(survey, request, *device, &mut items);
         }
-        group::check(survey, &devices, &mut items);
+        group::check(survey, &devices, &forced, &mut items);
         if !devices.is_empty() {
             host::check(survey, request, &devices, &mut items);
         }
         host::check_kvm(survey, &mut items);
         memory::check(survey, request, &devices, &mut items);
+        reach::check(survey, request, &devices, &mut items);
+        huge_pages::check(survey, request, &mut items);
         Self {
             version: PLAN_VERSION,
             devices,
+            backend: Backend::Type1,
             items,
         }
     }
@@ -113,4 +174,14 @@ impl Plan {
             .iter()
             .filter(|item| item.outcome == Outcome::Failed)
     }
+}
+
+fn understood<'de, D: Deserializer<'de>>(source: D) -> Result<u32, D::Error> {
+    let version = u32::deserialize(source)?;
+    if version == PLAN_VERSION {
+        return Ok(version);
+    }
+    Err(D::Error::custom(format!(
+        "the plan is of version {version}, and this program understands version {PLAN_VERSION}: make it with the same release of airlock"
+    )))
 }

@@ -36,11 +36,13 @@ fn a_device_that_is_ready() {
     assert_eq!(
         plan.to_string(),
         "✓ 0000:01:00.0 is on vfio-pci\n\
+         ✓ 0000:01:00.0 can be reset by itself (flr, bus)\n\
          ✓ group 12 is viable: one device, isolated\n\
          ✓ /dev/vfio/12 may be opened\n\
          ✓ the IOMMU is on: Intel VT-d (dmar0, 39-bit addresses)\n\
          ✓ interrupt remapping is on\n\
          ✓ /dev/vfio/vfio may be opened\n\
+         ✓ devices are taken by group and container (type1); iommufd is not used, and /dev/iommu is missing\n\
          ✓ /dev/kvm may be opened\n\
          ready: the device can be given to a guest"
     );

@@ -6,6 +6,7 @@
 //! the host. Linux has had two rules for that, see [`Regime`]; sysfs shows
 //! neither's state, hence this is a prediction. The kernel decides at the open.
 
+mod isolation;
 mod member;
 mod regime;
 mod remedy;
@@ -13,6 +14,7 @@ mod verdict;
 #[cfg(test)]
 mod verdict_test;
 
+pub use isolation::{Cause, Isolation};
 pub use member::{Member, MemberState, is_vfio_driver};
 pub use regime::Regime;
 pub use remedy::Remedy;

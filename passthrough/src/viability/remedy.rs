@@ -31,16 +31,20 @@ impl Remedy {
         }
     }
 
-    /// Moves `device` from the driver that it is on to vfio-pci, by
-    /// `driver_override`: unlike `new_id` it touches no other device.
+    /// Moves `device` from the driver that it is on to vfio-pci, or to the
+    /// variant that fits it better, by `driver_override`: unlike `new_id` it
+    /// touches no other device.
     pub(crate) fn bind_to_vfio(survey: &Survey, device: PciAddress) -> Self {
         let folder = format!("/sys/bus/pci/devices/{device}");
-        let mut steps = Vec::new();
-        if !survey.vfio.pci_driver {
-            steps.push("modprobe vfio-pci".to_owned());
-        }
-        steps.push(format!("echo vfio-pci > {folder}/driver_override"));
         let function = survey.functions.get(&device);
+        let driver = function.map_or("vfio-pci".to_owned(), |function| {
+            survey.vfio.driver_for(function)
+        });
+        let mut steps = Vec::new();
+        if !survey.vfio.drivers.contains(&driver) {
+            steps.push(format!("modprobe {driver}"));
+        }
+        steps.push(format!("echo {driver} > {folder}/driver_override"));
         if function.is_some_and(|function| function.driver.is_some()) {
             steps.push(format!("echo {device} > {folder}/driver/unbind"));
         }

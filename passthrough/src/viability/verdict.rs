@@ -1,6 +1,7 @@
 use devices::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 
+use super::isolation::Isolation;
 use super::member::{Member, MemberState};
 use super::regime::Regime;
 use super::remedy::Remedy;
@@ -13,6 +14,11 @@ pub struct Verdict {
     pub group: GroupId,
     /// The rule that was applied.
     pub regime: Regime,
+    /// Nothing confines the DMA of its devices: VFIO made the group for a device
+    /// without an IOMMU. Never viable.
+    pub noiommu: bool,
+    /// Why its members are together.
+    pub isolation: Isolation,
     /// Every member and its state.
     pub members: Vec<Member>,
     /// The fewest changes that make the group viable; none when it is. One for
@@ -34,7 +40,7 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Bind it to vfio-pci: it then goes to the guest's process with the rest
+    /// Bind it to vfio-pci, or the variant of it that fits: it then goes to the guest's process with the rest
     /// and can be reset with them.
     BindToVfio(PciAddress),
     /// Take its driver away: a bridge, which VFIO would refuse.
@@ -66,15 +72,18 @@ impl Verdict {
         Some(Self {
             group,
             regime,
+            noiommu: found.is_noiommu(),
+            isolation: Isolation::judge(survey, found),
             members,
             changes,
         })
     }
 
     /// Whether the kernel will let the group be taken: no member blocks. A
-    /// group of which no member could be seen is not viable.
+    /// group of which no member could be seen is not viable, nor one that no
+    /// IOMMU confines.
     pub fn is_viable(&self) -> bool {
-        !self.members.is_empty() && self.blocking().next().is_none()
+        !self.noiommu && !self.members.is_empty() && self.blocking().next().is_none()
     }
 
     /// The members in the way.
