@@ -27,11 +27,25 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Host addresses of the devices to assign, as the user wrote them.
     pub devices: Vec<String>,
-    /// Take devices though they can forge interrupts on this host.
+    /// What the user accepts of the devices.
     #[serde(default)]
-    pub allow_unsafe_interrupts: bool,
+    pub consent: Consent,
     /// Where the guest's first serial port goes.
     pub serial: SerialOutput,
+}
+
+/// Dangers that are refused unless the user names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Consent {
+    /// Devices can forge interrupts on this host.
+    pub unsafe_interrupts: bool,
+    /// No IOMMU confines the devices. It can't be done all the same; the plan
+    /// says why.
+    pub noiommu: bool,
+    /// Host addresses of devices that the host still needs, as the user wrote
+    /// them.
+    pub force: Vec<String>,
 }
 
 /// Where the guest's first serial port goes.
@@ -191,7 +205,7 @@ mod tests {
             memory: MemorySize(2 << 20),
             cpus: 1,
             devices: vec!["0000:01:00.0".into()],
-            allow_unsafe_interrupts: false,
+            consent: Consent::default(),
             serial: SerialOutput::File("log".into()),
         };
         let text = serde_json::to_string(&config).unwrap();

@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod memory;
 pub mod outcome;
 pub mod platform;
+pub mod request;
 mod sys;
 pub mod timeline;
 pub mod vcpu;

@@ -10,7 +10,7 @@ use devices::legacy::Serial;
 use devices::pci::{FunctionHandle, HostBridge, PciAddress, RootComplex, TopologyError};
 use kvm_ioctls::VcpuFd;
 use passthrough::host::{Host, Survey, SurveyError};
-use passthrough::plan::{Plan, Request};
+use passthrough::plan::Plan;
 use passthrough::ports::HostMemory;
 use passthrough::{AssignError, AssignedDevice, OpenError, Opened};
 use thiserror::Error;
@@ -27,6 +27,7 @@ use crate::memory::{
 };
 use crate::outcome::{EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
+use crate::request::request;
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
 use crate::vcpu::{self, Buses, SetupError, StartError, VcpuObserver, VcpuThreads};
@@ -278,11 +279,7 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
         return Ok(Vec::new());
     }
     let survey = Survey::read(&Host::system())?;
-    let request = Request {
-        devices: config.devices.clone(),
-        memory_bytes: Some(config.memory.bytes()),
-        allow_unsafe_interrupts: config.allow_unsafe_interrupts,
-    };
+    let request = request(&config.devices, Some(config.memory), &config.consent);
     let plan = Plan::make(&survey, &request);
     if !plan.is_go() {
         return Err(VmError::NoGo(Box::new(plan)));

@@ -87,8 +87,10 @@ fn of_item(item: &Item) -> Option<Prediction> {
 /// What the plan foretells of the guest's addresses.
 pub(super) fn of_memory(plan: &Plan) -> Prediction {
     let mut items = plan.items.iter();
-    let failed =
-        items.any(|item| item.check == Check::AddressWidth && item.outcome == Outcome::Failed);
+    let failed = items.any(|item| {
+        let about = matches!(item.check, Check::AddressWidth | Check::GuestMemory);
+        about && item.outcome == Outcome::Failed
+    });
     if failed {
         Prediction::No
     } else {

@@ -3,12 +3,12 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use passthrough::claim::claim;
 use passthrough::host::{Host, Survey};
-use passthrough::iommu::IovaRange;
-use passthrough::plan::{Plan, Request};
+use passthrough::plan::Plan;
 
+use super::consent::ConsentArgs;
 use super::style::Style;
 use crate::config::MemorySize;
-use crate::memory::GuestLayout;
+use crate::request::{addresses, request};
 
 /// What `airlock check` takes.
 #[derive(Debug, ClapArgs)]
@@ -31,9 +31,8 @@ pub(super) struct Args {
     /// The plan as JSON
     #[arg(long)]
     json: bool,
-    /// Accept a host where a device can forge interrupts (no remapping)
-    #[arg(long)]
-    allow_unsafe_interrupts: bool,
+    #[command(flatten)]
+    consent: ConsentArgs,
 }
 
 /// 0 when every device can be handed over, 1 when not.
@@ -42,11 +41,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(survey) => survey,
         Err(error) => return super::fail(&error),
     };
-    let request = Request {
-        devices: args.devices.clone(),
-        memory_bytes: args.memory.map(MemorySize::bytes),
-        allow_unsafe_interrupts: args.allow_unsafe_interrupts,
-    };
+    let consent = args.consent.clone().into();
+    let request = request(&args.devices, args.memory, &consent);
     let mut plan = Plan::make(&survey, &request);
     if args.claim {
         let proof = claim(&survey, &plan, &addresses(args.memory));
@@ -66,32 +62,4 @@ pub(super) fn run(args: &Args) -> ExitCode {
         ExitCode::FAILURE
     };
     super::say(&text, code)
-}
-
-/// Where `memory` lies in the guest. The CPU's reach is another question.
-fn addresses(memory: Option<MemorySize>) -> Vec<IovaRange> {
-    const EVERY_BIT: u8 = 64;
-    let layout = memory.and_then(|size| GuestLayout::new(size.bytes(), EVERY_BIT, None).ok());
-    let ram = layout.map(|layout| layout.ram).unwrap_or_default();
-    let ranges = ram.iter().map(|range| IovaRange {
-        start: range.start,
-        last: range.end() - 1,
-    });
-    ranges.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guest_memory_leaves_out_the_hole_below_4_gib() {
-        assert_eq!(addresses(None), []);
-        let ranges = addresses(Some("4G".parse().unwrap()));
-        let expected = [(0, 0xbfff_ffff), (0x1_0000_0000, 0x1_3fff_ffff)];
-        assert_eq!(
-            ranges,
-            expected.map(|(start, last)| IovaRange { start, last })
-        );
-    }
 }

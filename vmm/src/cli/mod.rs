@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod check;
+mod consent;
 mod devices;
 mod inventory;
 mod names;

@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
+use super::consent::ConsentArgs;
 use crate::config::{MemorySize, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::timeline::Timeline;
@@ -45,9 +46,8 @@ pub(super) struct Args {
     /// Host address of a PCI device to assign; may be given several times
     #[arg(long = "device", value_name = "BDF")]
     devices: Vec<String>,
-    /// Accept a host where a device can forge interrupts (no remapping)
-    #[arg(long)]
-    allow_unsafe_interrupts: bool,
+    #[command(flatten)]
+    consent: ConsentArgs,
     /// The guest's serial port: stdio, off, or a file for its output
     #[arg(long, value_name = "stdio|off|FILE", default_value = "stdio", value_parser = serial)]
     serial: SerialOutput,
@@ -91,7 +91,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
         memory: args.memory,
         cpus: args.cpus,
         devices: args.devices,
-        allow_unsafe_interrupts: args.allow_unsafe_interrupts,
+        consent: args.consent.into(),
         serial: args.serial,
     };
     let vm = Vm::build(&config, timeline)?;

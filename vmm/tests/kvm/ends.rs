@@ -32,7 +32,7 @@ impl Guest {
             memory: MemorySize::new(4 << 20).unwrap(),
             cpus: 1,
             devices: Vec::new(),
-            allow_unsafe_interrupts: false,
+            consent: vmm::config::Consent::default(),
             serial: SerialOutput::File(directory.path().join("serial")),
         };
         Some(Self { directory, config })

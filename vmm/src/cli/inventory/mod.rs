@@ -94,5 +94,22 @@ fn driver_tone(function: &Function) -> Option<Tone> {
     is_vfio_driver(driver, function.vfio_device.as_deref()).then_some(Tone::Good)
 }
 
+/// What the PCIe link runs at now, or can do where that is not known.
+fn link(function: &Function) -> String {
+    let Some(link) = function.link else {
+        return "-".to_owned();
+    };
+    let rate = link.current.unwrap_or(link.max);
+    if rate.speed == 0 || rate.width == 0 {
+        return "-".to_owned();
+    }
+    let (whole, tenth) = (rate.speed / 1000, rate.speed % 1000 / 100);
+    let speed = match tenth {
+        0 => whole.to_string(),
+        _ => format!("{whole}.{tenth}"),
+    };
+    format!("{speed} GT/s x{}", rate.width)
+}
+
 #[cfg(test)]
 mod sample;

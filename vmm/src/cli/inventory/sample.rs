@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use passthrough::host::{Host, Survey};
+use passthrough::host::{Host, Link, LinkRate, Survey};
 
 use super::Inventory;
 use crate::cli::names::Names;
@@ -80,6 +80,14 @@ pub(super) fn survey() -> Survey {
         }
     }
     let mut survey = Survey::read(&Host::at(Path::new(root))).unwrap();
+    let nvme = survey.functions.get_mut(&"0000:01:00.0".parse().unwrap());
+    nvme.unwrap().link = Some(Link {
+        max: LinkRate {
+            speed: 8000,
+            width: 4,
+        },
+        current: None,
+    });
     let mut unknown = survey.functions[&"0000:02:02.0".parse().unwrap()].clone();
     unknown.address = "0000:03:00.0".parse().unwrap();
     unknown.ids = None;

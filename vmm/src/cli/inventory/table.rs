@@ -1,6 +1,6 @@
-use super::{Inventory, Style, Tone, driver, driver_tone, id};
+use super::{Inventory, Style, Tone, driver, driver_tone, id, link};
 
-const HEAD: [&str; 6] = ["ADDRESS", "GROUP", "DRIVER", "ID", "CLASS", "NAME"];
+const HEAD: [&str; 7] = ["ADDRESS", "GROUP", "DRIVER", "LINK", "ID", "CLASS", "NAME"];
 
 /// A cell and what it is to the reader.
 type Cell = (String, Option<Tone>);
@@ -9,7 +9,7 @@ type Cell = (String, Option<Tone>);
 /// A group that is shared has its size in brackets.
 pub(super) fn draw(inventory: &Inventory<'_>, style: Style) -> String {
     let functions = inventory.survey.functions.values();
-    let rows: Vec<[Cell; 6]> = functions
+    let rows: Vec<[Cell; 7]> = functions
         .map(|function| {
             let group = match function.group {
                 None => "-".to_owned(),
@@ -22,6 +22,7 @@ pub(super) fn draw(inventory: &Inventory<'_>, style: Style) -> String {
                 (function.address.to_string(), None),
                 (group, Some(inventory.group_tone(function))),
                 (driver(function).to_owned(), driver_tone(function)),
+                (link(function), None),
                 (id(function), None),
                 (inventory.class(function).to_owned(), None),
                 (inventory.name(function).unwrap_or_default(), None),
@@ -30,7 +31,7 @@ pub(super) fn draw(inventory: &Inventory<'_>, style: Style) -> String {
         .collect();
     let head = HEAD.map(|title| (title.to_owned(), Some(Tone::Strong)));
     let all = || std::iter::once(&head).chain(&rows);
-    let mut widths = [0; 6];
+    let mut widths = [0; 7];
     for row in all() {
         for (width, (text, _)) in widths.iter_mut().zip(row) {
             *width = text.chars().count().max(*width);
@@ -59,13 +60,13 @@ mod tests {
         let table = draw(&sample::inventory(&survey), Style::PLAIN);
         assert_eq!(
             table,
-            "ADDRESS       GROUP  DRIVER    ID         CLASS                NAME\n\
-             0000:00:1c.0  3      pcieport  1b36:000c  PCI bridge           Red Hat, Inc. device 000c\n\
-             0000:00:1d.0  5 (3)  -         1b36:000e  PCI bridge           Red Hat, Inc. device 000e\n\
-             0000:01:00.0  12     vfio-pci  1b36:0010  NVMe controller      Red Hat, Inc. QEMU NVM Express Controller\n\
-             0000:02:01.0  5 (3)  e1000     8086:100e  Ethernet controller\n\
-             0000:02:02.0  5 (3)  -         8086:100e  Ethernet controller\n\
-             0000:03:00.0  -      -         -          unknown"
+            "ADDRESS       GROUP  DRIVER    LINK       ID         CLASS                NAME\n\
+             0000:00:1c.0  3      pcieport  -          1b36:000c  PCI bridge           Red Hat, Inc. device 000c\n\
+             0000:00:1d.0  5 (3)  -         -          1b36:000e  PCI bridge           Red Hat, Inc. device 000e\n\
+             0000:01:00.0  12     vfio-pci  8 GT/s x4  1b36:0010  NVMe controller      Red Hat, Inc. QEMU NVM Express Controller\n\
+             0000:02:01.0  5 (3)  e1000     -          8086:100e  Ethernet controller\n\
+             0000:02:02.0  5 (3)  -         -          8086:100e  Ethernet controller\n\
+             0000:03:00.0  -      -         -          -          unknown"
         );
     }
 
@@ -74,11 +75,11 @@ mod tests {
         let survey = sample::survey();
         let coloured = draw(&sample::inventory(&survey), Style::COLOUR);
         assert!(
-            coloured.contains("\x1b[33m5 (3)\x1b[0m  -         1b36"),
+            coloured.contains("\x1b[33m5 (3)\x1b[0m  -         -"),
             "{coloured}"
         );
         assert!(
-            coloured.contains("\x1b[32mvfio-pci\x1b[0m  1b36"),
+            coloured.contains("\x1b[32mvfio-pci\x1b[0m  8 GT/s"),
             "{coloured}"
         );
         assert!(coloured.contains("\x1b[31m-\x1b[0m"), "{coloured}");

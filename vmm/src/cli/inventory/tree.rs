@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use devices::pci::PciAddress;
 use passthrough::host::{Function, GroupId};
+use passthrough::viability::{Isolation, Verdict};
 
 use super::{Inventory, Style, Tone, driver, driver_tone, id};
 
@@ -57,9 +58,26 @@ pub(super) fn draw(inventory: &Inventory<'_>, style: Style) -> String {
             )
         })
         .collect();
+    let causes = causes(inventory);
+    if !causes.is_empty() {
+        lines.push(String::new());
+        lines.extend(causes);
+    }
     lines.push(String::new());
     lines.push(style.paint(Tone::Faint, LEGEND));
     lines.join("\n")
+}
+
+/// Why the devices of each shared group can't be told apart, a line each.
+fn causes(inventory: &Inventory<'_>) -> Vec<String> {
+    let groups = inventory.survey.groups.keys();
+    let verdicts = groups.filter_map(|id| Verdict::judge(inventory.survey, *id));
+    verdicts
+        .filter_map(|verdict| match &verdict.isolation {
+            Isolation::Isolated => None,
+            shared => Some(format!("group {}: {shared}", verdict.group)),
+        })
+        .collect()
 }
 
 /// The piece of the bracket beside row `at`.
@@ -146,7 +164,13 @@ mod tests {
 ╰  5  └─ 0000:02:02.0 Ethernet controller  8086:100e
    -  0000:03:00.0 unknown  -
 ";
-        assert_eq!(tree, format!("{expected}\n{LEGEND}"));
+        let rest = tree
+            .strip_prefix(expected)
+            .unwrap_or_else(|| panic!("{tree}"));
+        let why =
+            "\ngroup 5: 0000:02:01.0 and 0000:02:02.0 are conventional PCI behind 0000:00:1d.0";
+        assert!(rest.starts_with(why), "{tree}");
+        assert!(rest.ends_with(&format!("\n\n{LEGEND}")), "{tree}");
     }
 
     #[test]
@@ -173,8 +197,11 @@ mod tests {
             function.parents = vec![parent.parse().unwrap()];
         }
         let tree = draw(&sample::inventory(&survey), Style::PLAIN);
+        let rows: Vec<_> = tree.lines().take(survey.functions.len()).collect();
         for address in survey.functions.keys() {
-            assert_eq!(tree.matches(&address.to_string()).count(), 1, "{tree}");
+            let own = format!("{address} ");
+            let shown = rows.iter().filter(|row| row.contains(&own)).count();
+            assert_eq!(shown, 1, "{tree}");
         }
     }
 }
