@@ -13,6 +13,8 @@ use crate::refusal::explain;
 use crate::sys::{Refusal, Step};
 use crate::viability::{Verdict, is_vfio_driver};
 
+const CONTAINER: &str = "/dev/vfio/vfio";
+
 /// Proves the devices of `plan` with a kernel that has been opened, or has
 /// refused that.
 pub(super) fn prove<K: Kernel>(
@@ -37,8 +39,8 @@ pub(super) fn prove<K: Kernel>(
     let mut kernel = match kernel {
         Ok(kernel) => kernel,
         Err(refusal) => {
-            items.push(refused(Subject::Host, "/dev/vfio/vfio", &refusal));
-            items.extend(compare(Subject::Host, of_container(plan), false));
+            items.push(refused(Subject::Host, CONTAINER, &refusal));
+            items.extend(compare(Subject::Host, CONTAINER, of_container(plan), false));
             return items;
         }
     };
@@ -50,7 +52,12 @@ pub(super) fn prove<K: Kernel>(
         let item = memory(&kernel, guest);
         let granted = item.outcome == Outcome::Passed;
         items.push(item);
-        items.extend(compare(Subject::Host, of_memory(plan), granted));
+        items.extend(compare(
+            Subject::Host,
+            "the guest's memory",
+            of_memory(plan),
+            granted,
+        ));
     }
     items
 }
@@ -80,6 +87,7 @@ fn one_group(
 ) -> bool {
     let subject = Subject::Group(group);
     let prediction = of_group(survey, plan, group);
+    let what = format!("group {group}");
     if let Err(refusal) = kernel.take(group) {
         let file = format!("/dev/vfio/{group}");
         let mut item = refused(subject.clone(), &file, &refusal);
@@ -96,7 +104,7 @@ fn one_group(
         let busy = refusal.source.raw_os_error() == Some(libc::EBUSY);
         let unseen = busy && survey.holders.hidden > 0;
         if !unseen {
-            items.extend(compare(subject, prediction, false));
+            items.extend(compare(subject, &what, prediction, false));
         }
         return false;
     }
@@ -141,7 +149,7 @@ fn one_group(
     }
     let granted = absent.is_empty();
     items.extend(absent);
-    items.extend(compare(subject, prediction, granted));
+    items.extend(compare(subject, &what, prediction, granted));
     true
 }
 
@@ -157,9 +165,11 @@ fn memory(kernel: &impl Kernel, guest: &[IovaRange]) -> Item {
     let subject = Subject::Host;
     let limits = match kernel.limits() {
         Ok(limits) => limits,
-        Err(source) => {
-            let step = Step::CheckContainer;
-            return refused(subject, "/dev/vfio/vfio", &Refusal { step, source });
+        Err(error) => {
+            let reason = format!("the kernel does not tell what the devices can reach: {error}");
+            return item(subject, Outcome::Failed, reason).with(Remedy::Advice(
+                "look for its own words with `dmesg | tail`".to_owned(),
+            ));
         }
     };
     let inside = |range: &IovaRange| {
@@ -242,27 +252,23 @@ fn refused(subject: Subject, what: &str, refusal: &Refusal) -> Item {
     .with(Remedy::Advice(meaning.next.to_owned()))
 }
 
-/// Says it when plan and kernel are of two minds. The kernel is right.
-fn compare(subject: Subject, prediction: Prediction, granted: bool) -> Option<Item> {
+/// Says it when plan and kernel are of two minds about `what`. The kernel is
+/// right.
+fn compare(subject: Subject, what: &str, prediction: Prediction, granted: bool) -> Option<Item> {
     if !prediction.is_refuted_by(granted) {
         return None;
     }
-    let of = match &subject {
-        Subject::Group(group) => format!(" group {group}"),
-        _ => String::new(),
-    };
     let (plan, kernel) = if granted {
         ("refuse", "gave")
     } else {
         ("give", "refused")
     };
-    let what = if of.is_empty() { " this" } else { &of };
     Some(
         item(
             subject,
             Outcome::Warning,
             format!(
-                "PREDICTION AND CLAIM DISAGREE: by the checks above the kernel would {plan}{what}, but it {kernel} it. The kernel is right"
+                "PREDICTION AND CLAIM DISAGREE about {what}: by the checks above the kernel would {plan} it, but it {kernel} it. The kernel is right"
             ),
         )
         .with(Remedy::Advice(

@@ -156,7 +156,9 @@ fn a_kernel_of_another_mind_is_told() {
     assert!(refused.plan_goes && !refused.goes() && refused.disagrees());
     let text = refused.text();
     assert!(
-        text.contains("would give group 5, but it refused it"),
+        text.contains(
+            "about group 5: by the checks above the kernel would give it, but it refused it"
+        ),
         "{text}"
     );
 
@@ -164,7 +166,9 @@ fn a_kernel_of_another_mind_is_told() {
     assert!(!given.plan_goes && given.goes() && given.disagrees());
     let text = given.text();
     assert!(
-        text.contains("would refuse group 5, but it gave it"),
+        text.contains(
+            "about group 5: by the checks above the kernel would refuse it, but it gave it"
+        ),
         "{text}"
     );
 }
