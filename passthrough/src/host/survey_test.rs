@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::fake::{FakeHost, request};
 use super::*;
-use crate::plan::Plan;
+use crate::plan::{GuestRange, Plan};
 
 const NVME: &str = "0000:00:1c.0/0000:01:00.0";
 
@@ -173,6 +173,111 @@ fn ten_thousand_functions_cost_a_few_looks_each() {
     );
 }
 
+#[test]
+fn what_a_function_tells_of_itself() {
+    let host = FakeHost::new();
+    host.endpoint(NVME, Some(12), "nvme")
+        .attribute(NVME, "numa_node", "1\n")
+        .attribute(NVME, "driver_override", "vfio-pci\n")
+        .attribute(NVME, "current_link_speed", "2.5 GT/s PCIe\n")
+        .attribute(NVME, "current_link_width", "1\n")
+        .attribute(NVME, "reset", "");
+    let function = |host: &FakeHost| {
+        let survey = host.survey();
+        survey.functions[&"0000:01:00.0".parse().unwrap()].clone()
+    };
+    let found = function(&host);
+    assert_eq!(found.numa_node, Some(1));
+    assert_eq!(
+        found.driver_override,
+        DriverOverride::Only("vfio-pci".to_owned())
+    );
+    assert_eq!(found.reset.methods, ["flr", "bus"]);
+    let rate = |speed, width| LinkRate { speed, width };
+    let link = found.link.unwrap();
+    assert_eq!(
+        (link.max, link.current),
+        (rate(8000, 4), Some(rate(2500, 1)))
+    );
+    assert!(found.is_express());
+
+    // One that sleeps is not woken for its link.
+    host.attribute(NVME, "power_state", "D3hot\n")
+        .attribute(NVME, "numa_node", "-1\n")
+        .attribute(NVME, "driver_override", "(null)\n");
+    let found = function(&host);
+    assert_eq!(found.link.unwrap().current, None);
+    assert_eq!(found.numa_node, None);
+    assert_eq!(found.driver_override, DriverOverride::Any);
+}
+
+#[test]
+fn what_may_wait_for_a_guest_is_not_asked() {
+    let asked = |driver: &str, class: &str| {
+        let host = FakeHost::new();
+        host.endpoint(NVME, Some(12), driver)
+            .attribute(NVME, "driver_override", "vfio-pci\n");
+        if !class.is_empty() {
+            host.file(&format!("{class}/dev"), "");
+        }
+        let survey = host.survey();
+        let function = &survey.functions[&"0000:01:00.0".parse().unwrap()];
+        function.driver_override != DriverOverride::NotAsked
+    };
+    assert!(asked("nvme", ""));
+    assert!(
+        asked("nvme", "/sys/class/vfio/12"),
+        "an unbind of it ends by itself"
+    );
+    assert!(asked("", ""));
+    assert!(asked("", "/sys/class/vfio/13"));
+    // On its way out of VFIO a device has no driver, but its group is there.
+    assert!(!asked("", "/sys/class/vfio/12"));
+    assert!(!asked("", "/sys/class/vfio/noiommu-12"));
+    assert!(
+        !asked("", "/sys/class/vfio-dev/vfio0"),
+        "a kernel without groups"
+    );
+    assert!(!asked("vfio-pci", ""));
+    assert!(!asked("mlx5_vfio_pci", ""));
+}
+
+#[test]
+fn a_host_that_changes_while_it_is_read() {
+    let host = FakeHost::new();
+    let other = "0000:00:1c.0/0000:01:00.1";
+    host.endpoint(NVME, Some(12), "vfio-pci");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // Comes and goes, in the order in which the kernel does it.
+                host.endpoint(other, Some(12), "nvme");
+                host.remove("/sys/kernel/iommu_groups/12/devices/0000:01:00.1")
+                    .remove("/sys/bus/pci/devices/0000:01:00.1")
+                    .remove(&format!("/sys/devices/pci0000:00/{other}"))
+                    .remove("/sys/class/iommu/dmar0/devices/0000:01:00.1");
+            }
+        });
+        for _ in 0..300 {
+            let survey = host.survey();
+            let plan = Plan::make(&survey, &request(&["01:00.0"]));
+            let group = &survey.groups[&GroupId(12)];
+            let verdict = crate::viability::Verdict::judge(&survey, GroupId(12)).unwrap();
+            // Who was seen in the group and is not known to be harmless blocks.
+            assert_eq!(verdict.members.len(), group.members.len());
+            let harmless = verdict.members.iter().all(|member| !member.state.blocks());
+            assert_eq!(plan.is_go(), harmless, "{plan}");
+            for function in survey.functions.values() {
+                for what in &function.unreadable {
+                    assert!(!what.reason.is_empty(), "{what:?}");
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 /// Bytes that are like what the kernel writes, or not at all.
 fn garbage() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
@@ -185,11 +290,11 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn no_garbage_panics(
-        texts in proptest::collection::vec(garbage(), 16),
+        texts in proptest::collection::vec(garbage(), 32),
         links in proptest::collection::vec("[0-9a-f:./]{1,20}|[^\\x00]{1,10}", 5),
         memory: u64,
     ) {
@@ -213,6 +318,22 @@ proptest! {
             "/proc/interrupts".to_owned(),
             "/proc/cmdline".to_owned(),
             "/proc/9/comm".to_owned(),
+            format!("{folder}/numa_node"),
+            format!("{folder}/reset_method"),
+            format!("{folder}/driver_override"),
+            format!("{folder}/power_state"),
+            format!("{folder}/max_link_speed"),
+            format!("{folder}/max_link_width"),
+            format!("{folder}/boot_vga"),
+            format!("{folder}/sriov_totalvfs"),
+            format!("{folder}/config"),
+            "/proc/self/mountinfo".to_owned(),
+            "/proc/swaps".to_owned(),
+            "/proc/self/net/route".to_owned(),
+            "/proc/1/net/ipv6_route".to_owned(),
+            "/lib/modules/6.12.107/modules.alias".to_owned(),
+            "/lib/modules/6.12.107/modules.dep".to_owned(),
+            "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages".to_owned(),
         ];
         for (file, text) in files.iter().zip(&texts) {
             host.file(file, text);
@@ -224,6 +345,9 @@ proptest! {
         let survey = host.survey();
         let mut request = request(&["0000:01:00.0", "1:0.0", &links[4]]);
         request.memory_bytes = Some(memory);
+        request.huge_pages = Some(2 << 20);
+        request.ram = vec![GuestRange { start: memory.rotate_left(7), size: memory }];
+        request.force = vec![links[2].clone()];
         let plan = Plan::make(&survey, &request);
         prop_assert!(!plan.is_go(), "the device is given twice");
         prop_assert!(plan.to_string().ends_with("failed"));

@@ -2,7 +2,7 @@ use devices::pci::PciAddress;
 
 use super::group::denied;
 use super::{Check, Item, Request, Subject, backend};
-use crate::host::{IommuUnit, NodeState, Remapping, Survey};
+use crate::host::{IommuUnit, ModuleState, NodeState, Remapping, Survey};
 use crate::viability::Remedy;
 
 /// What VFIO needs of the host.
@@ -118,11 +118,20 @@ fn turn_on(survey: &Survey) -> Remedy {
 
 fn container(survey: &Survey) -> Item {
     let node = &survey.vfio.container;
-    let load = || {
-        Remedy::privileged(
+    let modules = &survey.vfio.modules;
+    let absent = ["vfio", "vfio_pci", "vfio_iommu_type1"]
+        .into_iter()
+        .find(|module| modules.state(module) == ModuleState::Absent);
+    let load = || match absent {
+        Some(module) => Remedy::Advice(format!(
+            "the running kernel ({}) has no module {module}: install the package with its modules, or boot a kernel built with CONFIG_{}",
+            survey.kernel.release,
+            module.to_uppercase()
+        )),
+        None => Remedy::privileged(
             &survey.process,
             "modprobe -a vfio-pci vfio_iommu_type1".to_owned(),
-        )
+        ),
     };
     match &node.state {
         NodeState::Accessible if survey.vfio.type1 => Item::passed(

@@ -301,3 +301,88 @@ fn memory_beyond_the_reach_of_the_iommu() {
          fix: give the guest less memory; an emulated IOMMU may be made wider (QEMU: aw-bits=48)",
     );
 }
+
+#[test]
+fn a_kernel_without_the_modules_is_told_from_one_that_has_not_loaded_them() {
+    let host = ready();
+    host.remove("/dev/vfio/vfio")
+        .remove("/sys/module/vfio_iommu_type1");
+    let list = "/lib/modules/6.12.107/modules.dep";
+    host.file(
+        list,
+        "kernel/drivers/vfio/vfio.ko.xz:\nkernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n\
+         kernel/drivers/vfio/vfio_iommu_type1.ko.xz:\n",
+    );
+    let (_, text) = shown(&host.plan(&[DEVICE]), Check::Container);
+    assert!(
+        text.ends_with("fix: modprobe -a vfio-pci vfio_iommu_type1"),
+        "{text}"
+    );
+    host.file(list, "kernel/drivers/vfio/vfio.ko:\n");
+    let (_, text) = shown(&host.plan(&[DEVICE]), Check::Container);
+    assert!(
+        text.ends_with("the running kernel (6.12.107) has no module vfio_pci: install the package with its modules, or boot a kernel built with CONFIG_VFIO_PCI"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_backend_and_what_there_is_of_the_other() {
+    let host = ready();
+    let text = |host: &FakeHost| shown(&host.plan(&[DEVICE]), Check::Backend).1;
+    let start = "devices are taken by group and container (type1); iommufd is not used, ";
+    host.file("/lib/modules/6.12.107/modules.dep", "");
+    assert_eq!(
+        text(&host),
+        format!("{start}this kernel was built without it")
+    );
+    host.file(
+        "/lib/modules/6.12.107/modules.dep",
+        "kernel/drivers/iommu/iommufd/iommufd.ko:\n",
+    );
+    assert_eq!(
+        text(&host),
+        format!("{start}and not loaded (/dev/iommu is missing)")
+    );
+    host.file("/dev/iommu", "");
+    assert_eq!(
+        text(&host),
+        format!("{start}and 0000:01:00.0 has no file for it below /dev/vfio/devices")
+    );
+    host.attribute(DEVICE, "vfio-dev/vfio3/dev", "511:3");
+    assert_eq!(
+        text(&host),
+        format!("{start}and /dev/vfio/devices/vfio3 is missing")
+    );
+    host.file("/dev/vfio/devices/vfio3", "");
+    assert_eq!(
+        text(&host),
+        format!("{start}though it is there (/dev/iommu, /dev/vfio/devices/vfio3)")
+    );
+    let mut survey = host.survey();
+    survey.vfio.iommufd.state = denied(0, 0o600);
+    let plan = make(&survey);
+    assert!(plan.is_go(), "it is not needed\n{plan}");
+    assert!(
+        plan.to_string()
+            .contains("/dev/iommu may not be opened: Permission denied")
+    );
+}
+
+#[test]
+fn noiommu_is_refused_by_whatever_name() {
+    let host = ready();
+    host.file("/sys/kernel/iommu_groups/12/name", "vfio-noiommu\n");
+    let survey = host.survey();
+    let verdict = crate::viability::Verdict::judge(&survey, crate::host::GroupId(12)).unwrap();
+    assert!(verdict.noiommu && !verdict.is_viable());
+    let mut asked = request(&[DEVICE]);
+    asked.allow_noiommu = true;
+    let plan = Plan::make(&survey, &asked);
+    let (outcome, text) = shown(&plan, Check::Isolation);
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(
+        text.contains("asked for or not, the kernel maps no guest memory"),
+        "{text}"
+    );
+}
