@@ -1,5 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::thread;
 
 use devices::pci::PciAddress;
 use serde::{Deserialize, Serialize};
@@ -80,21 +83,17 @@ impl Survey {
             })
         };
         let taken = TakenGroups::read(host);
-        let mut functions: BTreeMap<_, _> = list(DEVICES)?
-            .ok_or(SurveyError::NoPci)?
-            .iter()
-            .filter_map(|name| Some((name.parse().ok()?, name)))
-            .filter_map(|(address, name)| {
-                Some((address, Function::read(host, address, name, &taken)?))
-            })
-            .collect();
+        let names = list(DEVICES)?.ok_or(SurveyError::NoPci)?;
+        let mut functions: BTreeMap<_, _> = on_all_cpus(&names, |name| {
+            let address = name.parse().ok()?;
+            Some((address, Function::read(host, address, name, &taken)?))
+        });
         let nodes = host.list("/dev/vfio").ok().flatten().unwrap_or_default();
-        let groups: BTreeMap<_, _> = list(GROUPS)?
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|name| name.parse().ok().map(GroupId))
-            .map(|id| (id, Group::read(host, id, &nodes)))
-            .collect();
+        let names = list(GROUPS)?.unwrap_or_default();
+        let groups: BTreeMap<_, _> = on_all_cpus(&names, |name| {
+            let id = GroupId(name.parse().ok()?);
+            Some((id, Group::read(host, id, &nodes)))
+        });
         read_routing(host, &mut functions, groups.values());
         let holders = if nodes.iter().any(|node| node != "vfio") {
             Holders::read(host)
@@ -133,6 +132,41 @@ impl Survey {
             .map(|function| function.address)
             .collect()
     }
+}
+
+/// What `read` makes of `names`. Each takes many short waits for the kernel, so
+/// large hosts are read by several threads.
+fn on_all_cpus<K: Ord + Send, V: Send>(
+    names: &[String],
+    read: impl Fn(&String) -> Option<(K, V)> + Sync,
+) -> BTreeMap<K, V> {
+    /// As many take longer to read than a thread to start.
+    const WORTH_A_THREAD: usize = 256;
+    const MAX_THREADS: usize = 8;
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = (names.len() / WORTH_A_THREAD).clamp(1, cpus.min(MAX_THREADS));
+    if threads == 1 {
+        return names.iter().filter_map(read).collect();
+    }
+    let read = &read;
+    thread::scope(|scope| {
+        let parts: Vec<_> = names
+            .chunks(names.len().div_ceil(threads))
+            .map(|part| {
+                let work = move || part.iter().filter_map(read).collect::<Vec<_>>();
+                // Where no thread can be had, this one does the work.
+                let name = thread::Builder::new().name("survey".to_owned());
+                name.spawn_scoped(scope, work).map_err(|_| part)
+            })
+            .collect();
+        parts
+            .into_iter()
+            .flat_map(|part| match part {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(part) => part.iter().filter_map(read).collect(),
+            })
+            .collect()
+    })
 }
 
 /// Looks at what keeps functions apart, or does not, where groups are shared:
