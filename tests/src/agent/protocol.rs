@@ -39,12 +39,6 @@ pub enum Request {
         /// The signal's number.
         signal: i32,
     },
-    /// Interrupt every CPU of the host once; there is no answer.
-    ///
-    /// QEMU's software emulation sometimes loses an interrupt when a guest is
-    /// entered or left at the same moment. Without another one the CPU's timer
-    /// would rest for good, and with it the host or its guest.
-    Wake,
     /// Write back what is dirty and power the host off.
     PowerOff,
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::system::{RebootCommand, reboot};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
@@ -133,8 +132,6 @@ fn obey(request: Request, table: &Table, events: &Sender<Event>) {
         Request::Signal { id, signal } => {
             (id, with(id, table, |running| send(running.pid, signal)))
         }
-        // The request's own interrupt woke one CPU; this wakes the others.
-        Request::Wake => return visit_every_cpu(),
         Request::PowerOff => {
             rustix::fs::sync();
             let _ = reboot(RebootCommand::PowerOff);
@@ -147,22 +144,6 @@ fn obey(request: Request, table: &Table, events: &Sender<Event>) {
             reason: error.to_string(),
         });
     }
-}
-
-/// Moves this thread to each CPU in turn: each move interrupts the CPU.
-fn visit_every_cpu() {
-    let Ok(all) = sched_getaffinity(None) else {
-        return;
-    };
-    if all.count() < 2 {
-        return;
-    }
-    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)) {
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        let _ = sched_setaffinity(None, &one);
-    }
-    let _ = sched_setaffinity(None, &all);
 }
 
 fn with(

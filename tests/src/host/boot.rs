@@ -92,10 +92,6 @@ impl Host {
             .session
             .wait_ready(begun + limit)
             .map_err(|waited| shared.give_up(waited, "boot", limit, None))?;
-        shared
-            .session
-            .keep_awake()
-            .map_err(HostError::io("wake the host of", directory.path()))?;
         let mut host = Self {
             shared,
             addresses: BTreeMap::new(),

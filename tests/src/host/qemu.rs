@@ -8,8 +8,6 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
 /// A running QEMU. Dropping it kills it; the kernel kills it when this process
 /// dies in whatever way.
 #[derive(Debug)]
@@ -44,7 +42,6 @@ impl Qemu {
         thread::Builder::new()
             .name("qemu-keeper".to_owned())
             .spawn(move || {
-                stay_on_one_cpu();
                 let child = command.spawn();
                 // With it goes this process's copy of QEMU's end of the port:
                 // kept open, the end of QEMU would not be seen.
@@ -92,26 +89,5 @@ impl Qemu {
 impl Drop for Qemu {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// Keeps this thread, and QEMU which it starts, to one CPU.
-///
-/// With a nested guest, QEMU's emulation changes a CPU's pending interrupts from
-/// two threads at once without a common lock. Where they really run at the same
-/// time (always, as soon as both CPUs of a small machine are busy) an interrupt
-/// is lost, and the nested host or its guest sleeps on. On one CPU they take
-/// turns, and each change is a single instruction.
-fn stay_on_one_cpu() {
-    let Ok(allowed) = sched_getaffinity(None) else {
-        return;
-    };
-    // The last, as the first serves most of the machine's own interrupts.
-    let last = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
-    if let Some(cpu) = last {
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        // Refused, it runs as before: rarely, a scenario is tried twice.
-        let _ = sched_setaffinity(None, &one);
     }
 }

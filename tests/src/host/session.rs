@@ -5,13 +5,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::agent::protocol::{Event, Exit, Request, Stream, decode_bytes};
-
-/// How often the nested host is woken: rarely enough to cost it nothing that
-/// can be measured, and often enough for a lost interrupt to pass as jitter.
-const WAKE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A line of output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,24 +127,6 @@ impl Session {
             .name("lab-events".to_owned())
             .spawn(move || collector.collect(events))?;
         Ok(session)
-    }
-
-    /// Keeps the nested host's CPUs from sleeping through a lost interrupt (see
-    /// [`Request::Wake`]) until the session ends.
-    pub(super) fn keep_awake(self: &Arc<Self>) -> std::io::Result<()> {
-        let session = Arc::downgrade(self);
-        thread::Builder::new()
-            .name("lab-wake".to_owned())
-            .spawn(move || {
-                while let Some(session) = session.upgrade() {
-                    if session.lock().closed.is_some() || session.send(&Request::Wake).is_err() {
-                        return;
-                    }
-                    drop(session);
-                    thread::sleep(WAKE_INTERVAL);
-                }
-            })?;
-        Ok(())
     }
 
     fn collect(&self, events: UnixStream) {
@@ -286,6 +264,8 @@ pub(super) enum Waited {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
