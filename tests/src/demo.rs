@@ -93,6 +93,7 @@ pub fn run() -> Result<(), DemoError> {
 
     let path = installed("timeline.json");
     let run = Run::tasks("nvme,poweroff")
+        .pvh()
         .cmdline(&format!("lab.bytes={READ_BYTES}"))
         .device(address)
         .timeline(&path);

@@ -39,13 +39,13 @@ fn the_base_is_the_machine_that_was_seen_to_work() {
             .cpus(2)
             .memory_mib(1024)
             .cmdline("x=1")
-            .cpu_flag("-erms"),
+            .cpu_flag("-smap"),
     );
     assert_eq!(
         values(&plan, "-machine"),
         ["q35,accel=tcg,kernel-irqchip=split"]
     );
-    assert_eq!(values(&plan, "-cpu"), [format!("{CPU},-erms")]);
+    assert_eq!(values(&plan, "-cpu"), [format!("{CPU},-smap")]);
     assert_eq!(values(&plan, "-smp"), ["2"]);
     assert_eq!(values(&plan, "-m"), ["1024"]);
     assert_eq!(
