@@ -167,7 +167,8 @@ fn the_timeline_is_in_order() {
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         let path = "/run/lab/timeline.json";
-        let run = reader(host, "poweroff")?.timeline(path);
+        // More memory than can be populated while the device is being opened.
+        let run = reader(host, "poweroff")?.memory("2G").timeline(path);
         host.run(&run.step())?.expect_success()?;
         let text = host.shell(&format!("cat {path}"))?;
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

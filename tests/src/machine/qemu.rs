@@ -69,11 +69,16 @@ pub enum QemuError {
 /// the kernel then clears pages eight bytes at a time, several times faster.
 const CPU: &str = "max,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq";
 
-/// The kernel measures its TSC roughly at first and well after a second; KVM
-/// starts in between and keeps the rough value. On a busy machine both differ
-/// by more than the 250 ppm that KVM tolerates, and since the emulated CPU can't
-/// scale its TSC, KVM then gives guests a clock whose timers fire minutes late.
-const KVM_CLOCK: &str = "kvm.tsc_tolerance_ppm=50000";
+/// What keeps the nested host's kernel from wrong conclusions about its clocks
+/// when QEMU had to wait for a busy machine's CPU:
+///
+/// * It measures its TSC roughly at first and well after a second; KVM starts in
+///   between and keeps the rough value. Where both differ by more than the
+///   250 ppm that KVM tolerates, KVM would scale the TSC, which the emulated CPU
+///   can't, and gives guests a clock whose timers fire minutes late.
+/// * It panics when its first timer interrupts come late.
+/// * It takes the TSC for unstable when a reading of another clock was delayed.
+const CLOCKS: &str = "kvm.tsc_tolerance_ppm=50000 no_timer_check tsc=reliable";
 
 const FIRST_SLOT: u8 = 0x03;
 const LAST_SLOT: u8 = 0x1a;
@@ -150,7 +155,7 @@ impl Builder<'_> {
         self.arg("-serial", "chardev:console");
         self.arg("-kernel", self.files.kernel.to_string_lossy());
         self.arg("-initrd", self.files.initrd.to_string_lossy());
-        let mut cmdline = format!("console=ttyS0 panic=-1 quiet {KVM_CLOCK}");
+        let mut cmdline = format!("console=ttyS0 panic=-1 quiet {CLOCKS}");
         if machine.iommu.is_some() {
             cmdline.push_str(" intel_iommu=on");
         }

@@ -51,7 +51,7 @@ fn the_base_is_the_machine_that_was_seen_to_work() {
     assert_eq!(
         values(&plan, "-append"),
         [format!(
-            "console=ttyS0 panic=-1 quiet {KVM_CLOCK} intel_iommu=on x=1"
+            "console=ttyS0 panic=-1 quiet {CLOCKS} intel_iommu=on x=1"
         )]
     );
     assert_eq!(
