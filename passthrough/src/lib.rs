@@ -6,6 +6,7 @@
 
 mod assigned;
 mod bar;
+pub mod binding;
 pub mod claim;
 mod config;
 #[cfg(any(test, feature = "fake"))]
