@@ -39,6 +39,7 @@ mod survey;
 #[cfg(test)]
 mod survey_test;
 mod sysfs;
+mod uevent;
 mod uses;
 mod vfio;
 
@@ -55,5 +56,7 @@ pub use pci::{DriverOverride, Function, Header, Ids, Reset, Resource, Unreadable
 pub use process::{LockedMemory, Process};
 pub use survey::{Survey, SurveyError};
 pub use sysfs::Host;
+pub(crate) use sysfs::{clean, present};
+pub use uevent::{Received, Uevent, UeventAction, UeventSocket, UeventSource};
 pub use uses::HostUse;
 pub use vfio::VfioPieces;
