@@ -21,7 +21,7 @@ pub use error::BindError;
 pub use held::{Found, Held, HeldState, Owner, UnreadableJournal};
 pub use plan::{AlreadyRight, BindPlan, BindRequest, PlannedDevice, Target};
 pub use restore::{Outcome, Released};
-pub use sysfs::{AccessError, Sysfs, Write};
+pub use sysfs::{AccessError, KernelSysfs, Sysfs, Write};
 
 use crate::host::Survey;
 
@@ -57,6 +57,17 @@ impl fmt::Debug for Binder {
 }
 
 impl Binder {
+    /// Where the journals of this machine are.
+    pub const FOLDER: &str = "/run/airlock";
+    /// How long an answer of the kernel is waited for.
+    pub const LIMIT: Duration = Duration::from_secs(10);
+
+    /// One for the machine that this process runs on.
+    pub fn system() -> Self {
+        let sysfs = Box::new(KernelSysfs::new());
+        Self::new(sysfs, Path::new(Self::FOLDER), Self::LIMIT)
+    }
+
     /// One for `sysfs` with its journals in `folder`, that waits at most
     /// `limit` for each answer of the kernel.
     pub fn new(sysfs: Box<dyn Sysfs>, folder: &Path, limit: Duration) -> Self {

@@ -1,11 +1,16 @@
 use std::fmt;
-use std::io;
-use std::time::Duration;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::host::Holders;
+use crate::host::{Holders, Host, clean, present};
+use crate::sys::bounded::{Access, Undo, access};
 
 /// A write to an attribute of sysfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,4 +98,166 @@ pub trait Sysfs: fmt::Debug + Send + Sync {
 
     /// The processes that have VFIO's files open, this one left out.
     fn holders(&self) -> Holders;
+}
+
+/// The port to the kernel that this process runs on.
+#[derive(Debug)]
+pub struct KernelSysfs {
+    host: Host,
+}
+
+impl KernelSysfs {
+    /// Where the kernel says which program loads its modules.
+    const MODPROBE: &str = "/proc/sys/kernel/modprobe";
+    /// As much of that program's complaint as is shown.
+    const COMPLAINT: u64 = 1024;
+
+    /// The machine that this process runs on.
+    pub fn new() -> Self {
+        let host = Host::system();
+        Self { host }
+    }
+}
+
+impl Default for KernelSysfs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn open(path: &str) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
+}
+
+impl Sysfs for KernelSysfs {
+    fn read(&self, path: &str) -> io::Result<Option<String>> {
+        self.host.text(path)
+    }
+
+    fn read_locked(&self, path: &str, limit: Duration) -> Result<Option<String>, AccessError> {
+        let Some(file) = present(File::open(path))? else {
+            return Ok(None);
+        };
+        match present(access(file.as_fd(), Access::Read, &[], limit))? {
+            None => Ok(None),
+            Some(None) => Err(AccessError::Late),
+            Some(Some(bytes)) => Ok(Some(clean(&bytes).trim().to_owned())),
+        }
+    }
+
+    fn link(&self, path: &str) -> io::Result<Option<String>> {
+        self.host.link_name(path)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Option<Vec<String>>> {
+        self.host.list(path)
+    }
+
+    fn write(&self, write: &Write, undo: &[Write], limit: Duration) -> Result<(), AccessError> {
+        let file = open(&write.path)?;
+        let files: Vec<_> = undo
+            .iter()
+            .map(|undo| open(&undo.path))
+            .collect::<Result<_, _>>()?;
+        let undo: Vec<_> = files
+            .iter()
+            .zip(undo)
+            .map(|(file, undo)| Undo {
+                file: file.as_fd(),
+                bytes: undo.value.as_bytes(),
+            })
+            .collect();
+        let access = access(
+            file.as_fd(),
+            Access::Write(write.value.as_bytes()),
+            &undo,
+            limit,
+        )?;
+        access.map(drop).ok_or(AccessError::Late)
+    }
+
+    fn load_module(&self, module: &str, limit: Duration) -> Result<(), AccessError> {
+        let program = self.read(Self::MODPROBE)?.unwrap_or_default();
+        if program.is_empty() {
+            let text = format!("{} names no program", Self::MODPROBE);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text).into());
+        }
+        let mut child = Command::new(&program)
+            .args(["--", module])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+        let end = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() >= end {
+                // What it waits for may not let it go either. Whoever reaps it
+                // must not wait for that here.
+                let _ = child.kill();
+                let _ = thread::Builder::new().spawn(move || child.wait());
+                return Err(AccessError::Late);
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        let mut complaint = Vec::new();
+        if let Some(stderr) = child.stderr.take() {
+            let _ = stderr.take(Self::COMPLAINT).read_to_end(&mut complaint);
+        }
+        let complaint = clean(&complaint);
+        let complaint = match complaint.trim() {
+            "" => format!("{program}: {status}"),
+            complaint => complaint.to_owned(),
+        };
+        Err(io::Error::other(complaint).into())
+    }
+
+    fn holders(&self) -> Holders {
+        Holders::read(&self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn writes_are_shown_as_a_shell_has_them() {
+        let write = Write::new("/sys/a".to_owned(), "vfio-pci");
+        assert_eq!(write.to_string(), "echo vfio-pci > /sys/a");
+        let write = Write::new("/sys/a".to_owned(), "\n");
+        assert_eq!(write.to_string(), "echo > /sys/a");
+    }
+
+    #[test]
+    fn this_kernel_answers() {
+        let sysfs = KernelSysfs::new();
+        let limit = Duration::from_secs(20);
+        let path = "/proc/sys/kernel/ostype";
+        assert_eq!(sysfs.read(path).unwrap().as_deref(), Some("Linux"));
+        assert_eq!(
+            sysfs.read_locked(path, limit).unwrap().as_deref(),
+            Some("Linux")
+        );
+        assert_eq!(sysfs.read_locked("/proc/none", limit).unwrap(), None);
+        let write = Write::new("/proc/none".to_owned(), "x");
+        let error = sysfs.write(&write, &[], limit).unwrap_err();
+        assert!(
+            matches!(error, AccessError::Refused(error) if error.kind() == io::ErrorKind::NotFound)
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "").unwrap();
+        let write = Write::new(path.to_str().unwrap().to_owned(), "\n");
+        sysfs.write(&write, &[], limit).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"\n");
+    }
 }

@@ -29,7 +29,7 @@ impl Holders {
     }
 
     /// Looks through every process's open files: the kernel has no shorter way.
-    pub(super) fn read(host: &Host) -> Self {
+    pub(crate) fn read(host: &Host) -> Self {
         let own = host.link_name("/proc/self").ok().flatten();
         let mut holders = Self::default();
         let processes = host.list("/proc").ok().flatten().unwrap_or_default();

@@ -47,7 +47,7 @@ impl Host {
 
     /// An attribute's text without the white space around it; nothing when
     /// there is no such attribute, or its device has just gone.
-    pub(super) fn text(&self, path: &str) -> io::Result<Option<String>> {
+    pub(crate) fn text(&self, path: &str) -> io::Result<Option<String>> {
         present(self.bytes(path)).map(|bytes| bytes.map(|bytes| clean(&bytes).trim().to_owned()))
     }
 
@@ -116,13 +116,13 @@ impl Host {
     }
 
     /// The last part of where a link points.
-    pub(super) fn link_name(&self, path: &str) -> io::Result<Option<String>> {
+    pub(crate) fn link_name(&self, path: &str) -> io::Result<Option<String>> {
         let target = self.link(path)?;
         Ok(target.map(|target| target.rsplit('/').next().unwrap_or_default().to_owned()))
     }
 
     /// The names in a folder, sorted; nothing when there is no such folder.
-    pub(super) fn list(&self, path: &str) -> io::Result<Option<Vec<String>>> {
+    pub(crate) fn list(&self, path: &str) -> io::Result<Option<Vec<String>>> {
         let Some(entries) = present(fs::read_dir(self.path(path)))? else {
             return Ok(None);
         };
@@ -177,7 +177,7 @@ fn is_absence(error: &io::Error) -> bool {
         )
 }
 
-pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if is_absence(&error) => Ok(None),
@@ -187,7 +187,7 @@ pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 /// Text that can be shown: names come from other processes and from devices,
 /// and must not drive the user's terminal.
-pub(super) fn clean(bytes: &[u8]) -> String {
+pub(crate) fn clean(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| match c {

@@ -5,6 +5,7 @@
 
 pub(crate) mod access;
 mod attach;
+pub(crate) mod bounded;
 mod capability;
 mod claim;
 mod container;
