@@ -34,6 +34,20 @@ ip link set lo up
 
 # What is run often is copied out of the share: a page fault over 9p is slow.
 cp -r /host/run/lab/work/install/. /host/run/lab/ || fail "cannot copy the files to install"
+cp /bin/busybox /host/run/lab/ || fail "cannot copy busybox"
+
+# /lib/modules: in the machine's root it is of another kernel, or not there. Then
+# a layer has to be put over /lib, in which nothing can be made.
+if [ -d /host/run/lab/lib/modules ]; then
+    lib=$(readlink -f /host/lib)
+    if [ -d "$lib/modules" ]; then
+        mount --bind /host/run/lab/lib/modules "$lib/modules"
+    else
+        mount -t overlay -o "ro,lowerdir=/host/run/lab/lib:$lib" modules "$lib"
+    fi || fail "cannot mount the kernel's modules"
+    ln -s busybox /host/run/lab/modprobe
+    echo /run/lab/modprobe >/host/proc/sys/kernel/modprobe
+fi
 echo "lab: host init done"
 chroot /host /run/lab/lab-agent || fail "the agent ended with status $?"
 poweroff -f

@@ -1,4 +1,7 @@
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use thiserror::Error;
@@ -67,6 +70,9 @@ impl Lab {
         ] {
             install.insert(name.to_owned(), content);
         }
+        if let Some(modules) = &kernel.modules {
+            add_tree(&mut install, names::MODULES, modules).map_err(CacheError::at(modules))?;
+        }
         let parts = Parts {
             qemu,
             kernel: kernel.bzimage,
@@ -94,7 +100,26 @@ impl Lab {
     }
 }
 
-/// The names of the files that a guest boots from, in
+/// Adds the files below `directory` as files below `name`.
+fn add_tree(
+    install: &mut BTreeMap<String, Content>,
+    name: &str,
+    directory: &Path,
+) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{name}/{file}");
+        if path.is_dir() {
+            add_tree(install, &name, &path)?;
+        } else {
+            install.insert(name, Content::File(path));
+        }
+    }
+    Ok(())
+}
+
+/// The names of what a scenario finds in
 /// [`INSTALL_DIRECTORY`](crate::host::INSTALL_DIRECTORY).
 pub mod names {
     /// The kernel for the Linux boot protocol.
@@ -103,4 +128,10 @@ pub mod names {
     pub const ELF: &str = "vmlinux";
     /// The guest's initramfs, see `resources/guest-init.sh`.
     pub const INITRD: &str = "guest.cpio";
+    /// Busybox out of the nested host's initramfs, for programs that the machine
+    /// which runs the lab may lack.
+    pub const BUSYBOX: &str = "busybox";
+    /// The kernel's modules, if it has any: a layer over the nested host's
+    /// `/lib`, see `resources/host-init.sh`.
+    pub(super) const MODULES: &str = "lib/modules";
 }

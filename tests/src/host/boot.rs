@@ -8,10 +8,11 @@ use std::time::Instant;
 use devices::pci::PciAddress;
 
 use super::qemu::Qemu;
+use super::qmp::Qmp;
 use super::session::Session;
 use super::{Host, HostError, RunDirectory, Shared, Step};
 use crate::cache::Cache;
-use crate::machine::{DeviceModel, Location, Machine, QemuFiles, command_line};
+use crate::machine::{Machine, QemuFiles, command_line};
 
 /// The files that a nested host is made of.
 #[derive(Clone, Debug)]
@@ -22,8 +23,8 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// Its initramfs.
     pub initrd: Vec<u8>,
-    /// What stands in [`INSTALL_DIRECTORY`](super::INSTALL_DIRECTORY), by name;
-    /// the agent must be among it.
+    /// What stands in [`INSTALL_DIRECTORY`](super::INSTALL_DIRECTORY), by name or
+    /// by path below it; the agent must be among it.
     pub install: BTreeMap<String, Content>,
 }
 
@@ -68,21 +69,28 @@ impl Host {
         };
         fs::write(&files.initrd, &parts.initrd).map_err(HostError::io("write", &files.initrd))?;
         for (name, content) in &parts.install {
-            content.write(&directory.install().join(name))?;
+            let path = directory.install().join(name);
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).map_err(HostError::io("make", parent))?;
+            }
+            content.write(&path)?;
         }
         let plan = command_line(machine, &files)?;
 
         let messages = directory.path().join("qemu.log");
-        let (ours, theirs) =
-            UnixStream::pair().map_err(HostError::io("make a socket in", directory.path()))?;
+        let socket =
+            || UnixStream::pair().map_err(HostError::io("make a socket in", directory.path()));
+        let (ours, theirs) = socket()?;
+        let (monitor, qemus) = socket()?;
         let begun = Instant::now();
-        let qemu = Qemu::start(&parts.qemu, &plan.args, theirs, &messages)
+        let qemu = Qemu::start(&parts.qemu, &plan.args, theirs, qemus, &messages)
             .map_err(HostError::io("start", &parts.qemu))?;
         let session =
             Session::start(ours).map_err(HostError::io("read a socket in", directory.path()))?;
         let shared = Arc::new(Shared {
             session,
             qemu: Mutex::new(qemu),
+            qmp: Mutex::new(Qmp::new(monitor)),
             machine: machine.name().to_owned(),
             console: files.console,
             messages,
@@ -92,47 +100,51 @@ impl Host {
             .session
             .wait_ready(begun + limit)
             .map_err(|waited| shared.give_up(waited, "boot", limit, None))?;
-        let mut host = Self {
+        let host = Self {
             shared,
-            addresses: BTreeMap::new(),
+            locations: plan.locations,
+            absent: plan.absent,
+            addresses: Mutex::default(),
             ready_ns,
             directory,
             _lock: lock,
         };
-        host.addresses = host.find_devices(&plan.locations)?;
+        host.find_devices()?;
         Ok(host)
     }
 
     /// Asks sysfs for the addresses of the named devices.
-    fn find_devices(
-        &self,
-        locations: &BTreeMap<String, Location>,
-    ) -> Result<BTreeMap<String, PciAddress>, HostError> {
-        if locations.is_empty() {
-            return Ok(BTreeMap::new());
+    pub(super) fn find_devices(&self) -> Result<(), HostError> {
+        if self.locations.is_empty() {
+            return Ok(());
         }
         let listing = self.run(&Step::shell("readlink -f /sys/bus/pci/devices/*"))?;
         let listing = listing.expect_success()?.stdout;
-        let mut addresses = BTreeMap::new();
-        for (name, location) in locations {
+        let mut addresses = self.known();
+        for (name, location) in &self.locations {
             let Some(path) = listing.lines().find(|path| location.is(path)) else {
                 continue;
             };
             let text = path.rsplit('/').next().unwrap_or_default();
-            let address = text.parse().map_err(|_| HostError::Unexpected {
-                text: text.to_owned(),
-                expected: "a PCI address",
-            })?;
+            let address = parse_address(text)?;
             addresses.insert(name.clone(), address);
         }
-        Ok(addresses)
+        Ok(())
     }
+}
+
+/// An address as sysfs writes it.
+pub(super) fn parse_address(text: &str) -> Result<PciAddress, HostError> {
+    text.parse().map_err(|_| HostError::Unexpected {
+        text: text.to_owned(),
+        expected: "a PCI address",
+    })
 }
 
 fn make_disks(machine: &Machine, directory: &Path) -> Result<BTreeMap<String, PathBuf>, HostError> {
     let mut disks = BTreeMap::new();
     for device in machine.slots().iter().flat_map(|slot| slot.devices()) {
-        if let DeviceModel::Nvme(disk) = &device.model {
+        if let Some(disk) = device.disk() {
             let path = directory.join(format!("{}.img", device.name));
             disks.insert(device.name.clone(), disk.materialize(&path)?);
         }

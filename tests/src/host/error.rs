@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::Outcome;
+use super::{Outcome, QmpError};
 use crate::cache::CacheError;
 use crate::machine::{DiskError, QemuError};
 
@@ -61,12 +61,22 @@ pub enum HostError {
         tail: Vec<String>,
     },
     /// There is no such device.
-    #[error("machine '{machine}' has no device named '{name}', or the nested host did not find it")]
+    #[error(
+        "machine '{machine}' has no device named '{name}', or the nested host did not find it, or it's not plugged in"
+    )]
     NoDevice {
         /// Which machine.
         machine: String,
         /// The name.
         name: String,
+    },
+    /// QEMU did not plug or unplug a device.
+    #[error("machine '{machine}': {source}")]
+    Monitor {
+        /// Which machine.
+        machine: String,
+        /// What QEMU said.
+        source: QmpError,
     },
     /// The nested host says something that makes no sense.
     #[error("the nested host says {text:?}, which is not {expected}")]

@@ -2,14 +2,18 @@
 
 mod boot;
 mod error;
+mod hotplug;
+mod network;
 mod process;
 mod qemu;
+mod qmp;
 mod session;
+mod sriov;
 mod vfio;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use devices::pci::PciAddress;
@@ -19,11 +23,13 @@ pub use boot::{Content, Parts};
 pub(crate) use error::file_tail;
 pub use error::{HostError, Tails};
 pub use process::{Outcome, Process, Step};
+pub use qmp::QmpError;
 pub use session::Line;
 pub use vfio::VFIO_PCI;
 
 use crate::agent::protocol::Request;
 use crate::cache::Lock;
+use crate::machine::Location;
 use session::{Session, Waited};
 
 /// How much of a console or of an output a message shows.
@@ -39,7 +45,10 @@ pub const INSTALL_DIRECTORY: &str = "/run/lab";
 #[derive(Debug)]
 pub struct Host {
     shared: Arc<Shared>,
-    addresses: BTreeMap<String, PciAddress>,
+    locations: BTreeMap<String, Location>,
+    /// What the devices that are plugged in later are to QEMU.
+    absent: BTreeMap<String, String>,
+    addresses: Mutex<BTreeMap<String, PciAddress>>,
     ready_ns: u64,
     // Dropped after QEMU was killed in `Drop`: the directory first, then the
     // lock, so that the next machine finds nothing of this one.
@@ -52,6 +61,7 @@ pub struct Host {
 struct Shared {
     session: Arc<Session>,
     qemu: Mutex<qemu::Qemu>,
+    qmp: Mutex<qmp::Qmp>,
     machine: String,
     console: PathBuf,
     messages: PathBuf,
@@ -63,6 +73,10 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .kill();
+    }
+
+    fn qmp(&self) -> MutexGuard<'_, qmp::Qmp> {
+        self.qmp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the host, because a wait ended badly, and tells why.
@@ -102,15 +116,24 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError::NoDevice`] when the machine has none of that name, or the
-    /// nested host's kernel did not find it.
+    /// nested host's kernel did not find it, or it's not plugged in.
     pub fn address(&self, name: &str) -> Result<PciAddress, HostError> {
+        let address = self.known().get(name).copied();
+        address.ok_or_else(|| self.no_device(name))
+    }
+
+    /// The devices that are known, by name.
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, PciAddress>> {
         self.addresses
-            .get(name)
-            .copied()
-            .ok_or_else(|| HostError::NoDevice {
-                machine: self.shared.machine.clone(),
-                name: name.to_owned(),
-            })
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_device(&self, name: &str) -> HostError {
+        HostError::NoDevice {
+            machine: self.shared.machine.clone(),
+            name: name.to_owned(),
+        }
     }
 
     /// When the agent was ready: the nested host's `CLOCK_MONOTONIC` in

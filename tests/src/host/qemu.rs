@@ -20,12 +20,13 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts `program` with `args`; `port` becomes its standard input, its
-    /// messages go to the file `log`.
+    /// Starts `program` with `args`; `port` becomes its standard input, `monitor`
+    /// its standard output, its messages go to the file `log`.
     pub(super) fn start(
         program: &Path,
         args: &[String],
         port: UnixStream,
+        monitor: UnixStream,
         log: &Path,
     ) -> io::Result<Self> {
         let messages = File::create(log)?;
@@ -35,7 +36,7 @@ impl Qemu {
             .arg(program)
             .args(args)
             .stdin(OwnedFd::from(port))
-            .stdout(messages.try_clone()?)
+            .stdout(OwnedFd::from(monitor))
             .stderr(messages);
         let (started, result) = channel();
         let (keeper, hold) = channel::<()>();
@@ -43,7 +44,7 @@ impl Qemu {
             .name("qemu-keeper".to_owned())
             .spawn(move || {
                 let child = command.spawn();
-                // With it goes this process's copy of QEMU's end of the port:
+                // With it go this process's copies of QEMU's ends of the sockets:
                 // kept open, the end of QEMU would not be seen.
                 drop(command);
                 let _ = started.send(child);

@@ -19,7 +19,7 @@ const SUITE: &str = "trixie";
 
 /// Stands for the steps below in the key of the cache: to be raised when they
 /// change in a way that changes the kernel.
-const RECIPE: &str = "1: allnoconfig with the fragment, bzImage";
+const RECIPE: &str = "2: allnoconfig with the fragment, bzImage and modules";
 
 /// How `make` begins the lines of its log that stand for a finished object.
 const OBJECT_LINES: &[&str] = &["  CC ", "  AS "];
@@ -73,8 +73,8 @@ fn entry_name() -> Result<String, DigestError> {
     Ok(format!("kernel-{}", key.short()))
 }
 
-/// Makes the directory `partial` with the kernel, its configuration and the
-/// source package's version in it.
+/// Makes the directory `partial` with the kernel, its modules, its
+/// configuration and the source package's version in it.
 fn build(cache: &Cache, partial: &Path) -> Result<(), BuildError> {
     prerequisites::ensure(cache, prerequisites::BUILD)?;
     let place = Place::create(cache.path("build"))?;
@@ -93,6 +93,7 @@ fn build(cache: &Cache, partial: &Path) -> Result<(), BuildError> {
     for (from, to) in [(image, "bzImage"), (source.join(".config"), "config")] {
         fs::copy(&from, partial.join(to)).map_err(CacheError::at(&from))?;
     }
+    install_modules(&place, &source, partial)?;
     let version = partial.join("version");
     let text = format!("{PACKAGE} {}\n", package.version);
     fs::write(&version, text).map_err(CacheError::at(&version))?;
@@ -192,11 +193,43 @@ fn compile(place: &Place, source: &Path) -> Result<(), BuildError> {
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut meter = Meter::start(format!("building the kernel with {jobs} jobs"));
     let mut command = make(source);
-    command.arg(format!("-j{jobs}")).arg("bzImage");
+    command
+        .arg(format!("-j{jobs}"))
+        .args(["bzImage", "modules"]);
     run_logged(&mut command, &place.log(), &mut meter, |log| {
         let done = count_lines(log, OBJECT_LINES);
         format!("about {} %", (done * 100 / OBJECTS).min(99))
     })?;
+    meter.finish("done");
+    Ok(())
+}
+
+/// Puts the modules where [`super::modules_of`] looks for them, with the indexes
+/// that loading by name and by alias needs. The kernel's own step would want
+/// kmod's `depmod`, which a machine without modules doesn't have; busybox, which
+/// the lab needs anyway, has one too.
+fn install_modules(place: &Place, source: &Path, partial: &Path) -> Result<(), BuildError> {
+    let mut meter = Meter::quiet_at_first("installing the kernel's modules");
+    let root = place.make("modules")?;
+    let mut install = make(source);
+    install
+        .args(["modules_install", "INSTALL_MOD_STRIP=1", "DEPMOD=true"])
+        .arg(format!("INSTALL_MOD_PATH={}", root.display()));
+    run_logged(&mut install, &place.log(), &mut meter, |_| String::new())?;
+    let installed = root.join("lib/modules");
+    let release = source.join("include/config/kernel.release");
+    let release = fs::read_to_string(&release).map_err(CacheError::at(&release))?;
+    let release = release.trim();
+    // A link to the source, which does not stay.
+    let link = installed.join(release).join("build");
+    fs::remove_file(&link).map_err(CacheError::at(&link))?;
+
+    let busybox = prerequisites::find_static_program("busybox");
+    let mut depmod = Command::new(busybox.unwrap_or_else(|| "busybox".into()));
+    depmod.args(["depmod", "-b"]).arg(&root).arg(release);
+    run_logged(&mut depmod, &place.log(), &mut meter, |_| String::new())?;
+    let modules = partial.join("modules");
+    fs::rename(&installed, &modules).map_err(CacheError::at(&modules))?;
     meter.finish("done");
     Ok(())
 }

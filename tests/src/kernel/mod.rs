@@ -30,6 +30,9 @@ pub struct Kernel {
     pub bzimage: PathBuf,
     /// The same as an ELF file, for guests that boot by PVH.
     pub elf: PathBuf,
+    /// Its modules, if it has any: a directory with one for the kernel's release
+    /// in it, as `/lib/modules` is.
+    pub modules: Option<PathBuf>,
 }
 
 /// Why there is no kernel.
@@ -100,6 +103,16 @@ impl Kernel {
             fs::write(path, elf).map_err(CacheError::at(path))?;
             Ok::<_, KernelError>(())
         })?;
-        Ok(Self { bzimage, elf })
+        let modules = modules_of(&bzimage);
+        Ok(Self {
+            bzimage,
+            elf,
+            modules,
+        })
     }
+}
+
+/// The directory `modules` beside a kernel, if there is one.
+fn modules_of(bzimage: &Path) -> Option<PathBuf> {
+    Some(bzimage.with_file_name("modules")).filter(|path| path.is_dir())
 }

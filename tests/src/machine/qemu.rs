@@ -29,6 +29,9 @@ pub struct QemuPlan {
     pub args: Vec<String>,
     /// Where the devices are, by name.
     pub locations: BTreeMap<String, Location>,
+    /// The values of `-device` for the devices that are to be plugged in later,
+    /// by name.
+    pub absent: BTreeMap<String, String>,
 }
 
 /// Why a machine can't be put on a command line.
@@ -91,7 +94,8 @@ const WORK_SHARE_SLOT: u8 = 0x1d;
 const FIRST_EXTRA_BUS: u8 = 0x40;
 
 /// QEMU's command line for `machine`. The agent's port is a socket that QEMU
-/// must inherit as its standard input.
+/// must inherit as its standard input, the monitor's one that it must inherit as
+/// its standard output.
 ///
 /// # Errors
 /// [`QemuError`] when the machine cannot be.
@@ -101,6 +105,7 @@ pub fn command_line(machine: &Machine, files: &QemuFiles) -> Result<QemuPlan, Qe
         files,
         args: Vec::new(),
         locations: BTreeMap::new(),
+        absent: BTreeMap::new(),
         chassis: 0,
     };
     builder.base();
@@ -114,7 +119,37 @@ pub fn command_line(machine: &Machine, files: &QemuFiles) -> Result<QemuPlan, Qe
     Ok(QemuPlan {
         args: builder.args,
         locations: builder.locations,
+        absent: builder.absent,
     })
+}
+
+/// A root port to be.
+struct Port<'a> {
+    bus: &'a str,
+    device: u8,
+    function: u8,
+    multifunction: bool,
+    acs: bool,
+    /// Whether the device below it can have virtual functions.
+    virtual_functions: bool,
+}
+
+impl<'a> Port<'a> {
+    /// A port with ACS that is the only function of its slot.
+    fn at(bus: &'a str, device: u8) -> Self {
+        Self {
+            bus,
+            device,
+            function: 0,
+            multifunction: false,
+            acs: true,
+            virtual_functions: false,
+        }
+    }
+}
+
+fn has_virtual_functions(device: &Device) -> bool {
+    matches!(device.model, DeviceModel::NvmeSriov { .. })
 }
 
 struct Builder<'a> {
@@ -122,6 +157,7 @@ struct Builder<'a> {
     files: &'a QemuFiles,
     args: Vec<String>,
     locations: BTreeMap<String, Location>,
+    absent: BTreeMap<String, String>,
     chassis: u8,
 }
 
@@ -187,6 +223,8 @@ impl Builder<'_> {
             "-device",
             format!("virtserialport,bus=agent-bus.0,chardev=agent,name={PORT_NAME}"),
         );
+        self.arg("-chardev", "socket,id=monitor,fd=1");
+        self.arg("-mon", "chardev=monitor,mode=control");
         self.share("root", Path::new("/"), true, ROOT_SHARE_SLOT);
         let work = self.files.work.clone();
         self.share("work", &work, false, WORK_SHARE_SLOT);
@@ -211,7 +249,11 @@ impl Builder<'_> {
         match slot {
             Slot::Port { acs, functions } => {
                 self.count("a device below a root port", functions.len(), 8)?;
-                let port = self.port("pcie.0", number, 0, false, *acs);
+                let port = self.port(&Port {
+                    acs: *acs,
+                    virtual_functions: functions.iter().any(has_virtual_functions),
+                    ..Port::at("pcie.0", number)
+                });
                 for (device, function) in functions.iter().zip(0..) {
                     let many = if function == 0 && functions.len() > 1 {
                         ",multifunction=on"
@@ -225,15 +267,20 @@ impl Builder<'_> {
             Slot::Ports { acs, devices } => {
                 self.count("a slot of root ports", devices.len(), 8)?;
                 for (device, function) in devices.iter().zip(0..) {
-                    let many = function == 0 && devices.len() > 1;
-                    let port = self.port("pcie.0", number, function, many, *acs);
+                    let port = self.port(&Port {
+                        function,
+                        multifunction: function == 0 && devices.len() > 1,
+                        acs: *acs,
+                        virtual_functions: has_virtual_functions(device),
+                        ..Port::at("pcie.0", number)
+                    });
                     let place = format!("bus={port},addr=0x0");
                     self.device(device, &place, 0, vec![(number, function), (0, 0)])?;
                 }
             }
             Slot::ConventionalBridge(devices) => {
                 self.count("a conventional bridge", devices.len(), 31)?;
-                let port = self.port("pcie.0", number, 0, false, true);
+                let port = self.port(&Port::at("pcie.0", number));
                 let bridge = format!("{port}-bridge");
                 self.arg(
                     "-device",
@@ -257,7 +304,7 @@ impl Builder<'_> {
                         "pxb-pcie,id={host_bridge},bus=pcie.0,addr={number:#x},bus_nr={bus},bypass_iommu=on"
                     ),
                 );
-                let port = self.port(&host_bridge, 0, 0, false, true);
+                let port = self.port(&Port::at(&host_bridge, 0));
                 let place = format!("bus={port},addr=0x0");
                 self.device(device, &place, bus, vec![(0, 0), (0, 0)])?;
             }
@@ -278,18 +325,23 @@ impl Builder<'_> {
     }
 
     /// Adds a root port and returns its id.
-    fn port(&mut self, bus: &str, device: u8, function: u8, many: bool, acs: bool) -> String {
+    fn port(&mut self, port: &Port<'_>) -> String {
         self.chassis += 1;
         let id = format!("port{}", self.chassis);
         let chassis = self.chassis;
         let mut value = format!(
-            "pcie-root-port,id={id},bus={bus},addr={device:#x}.{function},chassis={chassis},slot={chassis}"
+            "pcie-root-port,id={id},bus={},addr={:#x}.{},chassis={chassis},slot={chassis}",
+            port.bus, port.device, port.function
         );
-        if many {
+        if port.multifunction {
             value.push_str(",multifunction=on");
         }
-        if !acs {
+        if !port.acs {
             value.push_str(",disable-acs=on");
+        }
+        if port.virtual_functions {
+            // Firmware numbers the buses before there are virtual functions.
+            value.push_str(",bus-reserve=2");
         }
         self.arg("-device", value);
         id
@@ -312,17 +364,30 @@ impl Builder<'_> {
         }
         let model = match &device.model {
             DeviceModel::Nvme(_) => {
-                let image = self
-                    .files
-                    .disks
-                    .get(name)
-                    .ok_or_else(|| QemuError::NoImage(name.clone()))?;
-                let drive = format!("if=none,id={name}-drive,format=raw,file={}", escape(image));
-                self.arg("-drive", drive);
+                self.drive(name)?;
                 format!("nvme,serial={name},drive={name}-drive")
+            }
+            DeviceModel::NvmeSriov { max_vfs, .. } => {
+                self.drive(name)?;
+                self.arg("-device", format!("nvme-subsys,id={name}-subsystem"));
+                // Queues and vectors for each virtual function come out of the
+                // flexible ones, 2 each; what is left must be enough for the
+                // physical function.
+                let flexible = 2 * u16::from(*max_vfs);
+                let queues = flexible + 2;
+                format!(
+                    "nvme,serial={name},subsys={name}-subsystem,sriov_max_vfs={max_vfs},\
+                     sriov_vq_flexible={flexible},sriov_vi_flexible={flexible},\
+                     max_ioqpairs={queues},msix_qsize={}",
+                    queues + 7
+                )
             }
             DeviceModel::E1000e => self.nic("e1000e", name),
             DeviceModel::E1000 => self.nic("e1000", name),
+            DeviceModel::VirtioNet => {
+                let nic = self.nic("virtio-net-pci", name);
+                format!("{nic},disable-legacy=on,iommu_platform=on")
+            }
             DeviceModel::Edu => "edu".to_owned(),
             DeviceModel::Other(model) => model.clone(),
         };
@@ -331,7 +396,25 @@ impl Builder<'_> {
             value.push(',');
             value.push_str(property);
         }
+        if device.absent {
+            self.absent.insert(name.clone(), value);
+            return Ok(());
+        }
         self.arg("-device", value);
+        if has_virtual_functions(device) {
+            // Behind its controller: it attaches to the one that is there.
+            let namespace = format!("nvme-ns,drive={name}-drive,bus={name},nsid=1,shared=on");
+            self.arg("-device", namespace);
+        }
+        Ok(())
+    }
+
+    /// Adds the drive of the device `name`.
+    fn drive(&mut self, name: &str) -> Result<(), QemuError> {
+        let image = self.files.disks.get(name);
+        let image = image.ok_or_else(|| QemuError::NoImage(name.to_owned()))?;
+        let drive = format!("if=none,id={name}-drive,format=raw,file={}", escape(image));
+        self.arg("-drive", drive);
         Ok(())
     }
 

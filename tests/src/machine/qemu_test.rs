@@ -100,6 +100,52 @@ fn an_nvme_gets_a_port_and_a_drive_of_its_own() {
 }
 
 #[test]
+fn an_nvme_with_virtual_functions_has_a_subsystem_and_room_for_their_queues() {
+    let machine = Machine::new("m").device(Device::nvme_sriov("disk", Disk::pattern(512), 4));
+    assert_eq!(
+        devices(&machine),
+        [
+            "pcie-root-port,id=port1,bus=pcie.0,addr=0x3.0,chassis=1,slot=1,bus-reserve=2",
+            "nvme-subsys,id=disk-subsystem",
+            "nvme,serial=disk,subsys=disk-subsystem,sriov_max_vfs=4,sriov_vq_flexible=8,\
+             sriov_vi_flexible=8,max_ioqpairs=10,msix_qsize=17,id=disk,bus=port1,addr=0x0.0",
+            "nvme-ns,drive=disk-drive,bus=disk,nsid=1,shared=on",
+        ]
+    );
+}
+
+#[test]
+fn an_absent_device_leaves_its_place_and_its_network() {
+    let machine = Machine::new("m").slot(Slot::Ports {
+        acs: false,
+        devices: vec![
+            Device::edu("there"),
+            Device::e1000e("late")
+                .property("mac=52:54:00:00:00:09")
+                .absent(),
+        ],
+    });
+    let ports_and_devices = devices(&machine);
+    assert_eq!(ports_and_devices.len(), 3, "{ports_and_devices:?}");
+    let plan = plan(&machine);
+    assert_eq!(
+        plan.absent["late"],
+        "e1000e,netdev=late-net,id=late,bus=port2,addr=0x0,mac=52:54:00:00:00:09"
+    );
+    assert_eq!(plan.locations["late"].chain, [(3, 1), (0, 0)]);
+    assert_eq!(values(&plan, "-netdev"), ["user,id=late-net,restrict=on"]);
+}
+
+#[test]
+fn virtios_nic_is_a_device_as_any_other() {
+    let machine = Machine::new("m").device(Device::virtio_net("nic"));
+    assert_eq!(
+        devices(&machine)[1],
+        "virtio-net-pci,netdev=nic-net,disable-legacy=on,iommu_platform=on,id=nic,bus=port1,addr=0x0.0"
+    );
+}
+
+#[test]
 fn topologies_have_their_bridges_and_flags() {
     let multifunction = Machine::new("m").slot(Slot::Port {
         acs: true,

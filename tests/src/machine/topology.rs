@@ -50,6 +50,8 @@ pub struct Device {
     pub model: DeviceModel,
     /// Further properties of QEMU's `-device`.
     pub properties: Vec<String>,
+    /// Whether its place is empty at first, see [`Device::absent`].
+    pub absent: bool,
 }
 
 /// What a device is.
@@ -62,6 +64,17 @@ pub enum DeviceModel {
     E1000e,
     /// Intel's 82540EM, a conventional PCI NIC, on such a network.
     E1000,
+    /// Virtio's NIC (1af4:1041: no legacy interface) on such a network. Its DMA
+    /// goes through the IOMMU, as that of a real device.
+    VirtioNet,
+    /// An NVMe controller with one namespace that can have virtual functions.
+    /// They come up without queues: good for binding, not for reading.
+    NvmeSriov {
+        /// The namespace of the physical function.
+        disk: Disk,
+        /// How many virtual functions it can have.
+        max_vfs: u8,
+    },
     /// QEMU's teaching device: a 1 MiB BAR, DMA, INTx and MSI.
     Edu,
     /// Any other of QEMU's devices.
@@ -75,6 +88,7 @@ impl Device {
             name: name.into(),
             model,
             properties: Vec::new(),
+            absent: false,
         }
     }
 
@@ -93,6 +107,18 @@ impl Device {
         Self::new(name, DeviceModel::E1000)
     }
 
+    /// Virtio's NIC on a closed network, see [`DeviceModel::VirtioNet`].
+    pub fn virtio_net(name: impl Into<String>) -> Self {
+        Self::new(name, DeviceModel::VirtioNet)
+    }
+
+    /// An NVMe controller that can have `max_vfs` virtual functions; see
+    /// [`Host::enable_vfs`](crate::host::Host::enable_vfs). It has a slot of its
+    /// own.
+    pub fn nvme_sriov(name: impl Into<String>, disk: Disk, max_vfs: u8) -> Self {
+        Self::new(name, DeviceModel::NvmeSriov { disk, max_vfs })
+    }
+
     /// QEMU's teaching device.
     pub fn edu(name: impl Into<String>) -> Self {
         Self::new(name, DeviceModel::Edu)
@@ -102,5 +128,19 @@ impl Device {
     pub fn property(mut self, property: impl Into<String>) -> Self {
         self.properties.push(property.into());
         self
+    }
+
+    /// Leaves its place empty until [`Host::plug`](crate::host::Host::plug).
+    pub fn absent(mut self) -> Self {
+        self.absent = true;
+        self
+    }
+
+    /// The disk of a device that has one.
+    pub fn disk(&self) -> Option<&Disk> {
+        match &self.model {
+            DeviceModel::Nvme(disk) | DeviceModel::NvmeSriov { disk, .. } => Some(disk),
+            _ => None,
+        }
     }
 }
