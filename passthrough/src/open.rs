@@ -107,7 +107,7 @@ pub fn open(devices: &[PciAddress], kvm_vfio_device: Option<OwnedFd>) -> Result<
     let container = Container::open(kvm_vfio_device).map_err(container_error)?;
     let mut opened: Vec<Arc<dyn DeviceBackend>> = Vec::with_capacity(devices.len());
     for place in &places {
-        let attached = container.attach(&place.path, place.group);
+        let attached = container.attach(&place.device.to_string(), place.group);
         let device = attached.and_then(|attached| {
             KernelDevice::new(attached).map_err(|source| Refusal {
                 step: Step::DescribeDevice,

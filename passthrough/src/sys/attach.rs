@@ -1,15 +1,22 @@
-use std::any::Any;
 use std::collections::HashMap;
-use std::fmt;
+use std::fmt::{self, Debug};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvm_bindings::{
+    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_device_attr,
+};
 use kvm_ioctls::DeviceFd;
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioDeviceFd, VfioError, VfioOps};
+use vfio_bindings::bindings::vfio::{VFIO_API_VERSION, VFIO_BASE, VFIO_TYPE, VFIO_TYPE1v2_IOMMU};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_val};
+use vmm_sys_util::ioctl_io_nr;
+
+use super::group::GroupFile;
+
+ioctl_io_nr!(VFIO_GET_API_VERSION, VFIO_TYPE as u32, VFIO_BASE);
+ioctl_io_nr!(VFIO_CHECK_EXTENSION, VFIO_TYPE as u32, VFIO_BASE + 1);
 
 /// The kernel's steps to a device, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,126 +48,119 @@ pub(crate) struct Refusal {
     pub(crate) source: io::Error,
 }
 
-impl From<VfioError> for Refusal {
-    /// `vfio-ioctls` drops the errno of some steps. Nothing runs between those
-    /// ioctls and this place besides closing files and freeing memory, which
-    /// leave the thread's errno alone when they succeed.
-    fn from(error: VfioError) -> Self {
-        let last = io::Error::last_os_error();
-        let errno = |error: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(error.errno());
-        let (step, source) = match error {
-            VfioError::OpenContainer(source) => (Step::OpenContainer, source),
-            VfioError::VfioApiVersion | VfioError::VfioExtension | VfioError::VfioType1V2 => {
-                let source = io::Error::new(io::ErrorKind::Unsupported, error.to_string());
-                (Step::CheckContainer, source)
-            }
-            VfioError::OpenGroup(source, _) => (Step::OpenGroup, source),
-            VfioError::GetGroupStatus => (Step::OpenGroup, last),
-            VfioError::GroupViable => (Step::NotViable, io::Error::from_raw_os_error(libc::EPERM)),
-            VfioError::GroupSetContainer => (Step::ClaimGroup, last),
-            VfioError::ContainerSetIOMMU(source) => (Step::SetIommu, errno(source)),
-            VfioError::SetDeviceAttr(source) => (Step::TellKvm, errno(source)),
-            VfioError::GroupGetDeviceFD(source) => (Step::OpenDevice, errno(source)),
-            VfioError::VfioDeviceGetInfo(source) => (Step::DescribeDevice, errno(source)),
-            VfioError::VfioDeviceGetRegionInfo(source) => (Step::DescribeDevice, errno(source)),
-            other => (Step::DescribeDevice, io::Error::other(other)),
+/// KVM's VFIO device (linux/kvm.h, `KVM_DEV_TYPE_VFIO`).
+struct KvmVfio(DeviceFd);
+
+impl KvmVfio {
+    fn new(fd: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned and handed over.
+        Self(unsafe { DeviceFd::from_raw_fd(fd.into_raw_fd()) })
+    }
+
+    /// Adds or removes (`action`) the group's file.
+    fn set(&self, group: &GroupFile, action: u32) -> io::Result<()> {
+        // The kernel reads the number at this address during the call.
+        let fd: i32 = group.as_fd().as_raw_fd();
+        let attribute = kvm_device_attr {
+            flags: 0,
+            group: KVM_DEV_VFIO_FILE,
+            attr: action.into(),
+            addr: std::ptr::from_ref(&fd) as u64,
         };
-        Self { step, source }
+        let result = self.0.set_device_attr(&attribute);
+        result.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 }
 
-/// The container as one `VfioDevice` sees it.
+/// What the groups of a container share.
+struct Shared {
+    // Dropped in this order.
+    kvm: Option<KvmVfio>,
+    container: File,
+    /// How many devices of a group are open, and the group. Those without any
+    /// are not in here.
+    ///
+    /// Lock order: innermost. Held while a group comes or goes, so that nobody
+    /// takes a container for attached that is losing its last one.
+    groups: Mutex<HashMap<u32, (usize, GroupFile)>>,
+}
+
+impl Shared {
+    fn groups(&self) -> MutexGuard<'_, HashMap<u32, (usize, GroupFile)>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens `id` and brings it into the container, and before KVM.
+    fn open_group(&self, id: u32, first: bool) -> Result<GroupFile, Refusal> {
+        // Closing it leaves the container again.
+        let group = GroupFile::open(id)?;
+        group.join(self.container.as_fd(), first)?;
+        if let Some(kvm) = &self.kvm {
+            kvm.set(&group, KVM_DEV_VFIO_FILE_ADD)
+                .map_err(|source| Refusal {
+                    step: Step::TellKvm,
+                    source,
+                })?;
+        }
+        Ok(group)
+    }
+
+    /// Undoes [`Self::open_group`]. Its devices are closed.
+    fn close_group(&self, id: u32, group: GroupFile) {
+        // KVM's hold on the file would keep it open.
+        if let Some(kvm) = &self.kvm
+            && let Err(error) = kvm.set(&group, KVM_DEV_VFIO_FILE_DEL)
+        {
+            log::error!("KVM does not let IOMMU group {id} go: {error}");
+        }
+        if let Err(error) = group.leave() {
+            log::error!("IOMMU group {id} does not leave its container: {error}");
+        }
+    }
+}
+
+/// An open device of a container. Its file closes when it is dropped. With the
+/// last device of a group, the group leaves KVM and the container and is closed
+/// too.
 ///
-/// `VfioDevice` finds out what it is attached to by looking at what `as_any`
-/// answers, at its start and in `drop`. There, it takes the group out of the
-/// container and of KVM even if another device of the group is open, and it
-/// panics when the device has left sysfs. So its `drop` is shown the container
-/// only when it is the last of its group and the device is still there.
-/// Detached, its `drop` does nothing, not even close the device's file.
-struct View {
-    container: Arc<VfioContainer>,
-    attached: AtomicBool,
-}
-
-impl VfioOps for View {
-    fn as_any(&self) -> &dyn Any {
-        if self.attached.load(Ordering::SeqCst) {
-            &*self.container
-        } else {
-            &self.attached
-        }
-    }
-}
-
-fn attach(
-    container: &Arc<VfioContainer>,
-    sysfs: &Path,
-) -> Result<(VfioDevice, Arc<View>), Refusal> {
-    let view = Arc::new(View {
-        container: Arc::clone(container),
-        attached: AtomicBool::new(true),
-    });
-    let device = VfioDevice::new(sysfs, Arc::clone(&view) as Arc<dyn VfioOps>, false)?;
-    Ok((device, view))
-}
-
-/// Takes the file of a device out of `vfio-ioctls`.
-fn detach(device: VfioDevice, view: &View) -> OwnedFd {
-    view.attached.store(false, Ordering::SeqCst);
-    let fd = device.as_raw_fd();
-    drop(device);
-    // SAFETY: a detached `VfioDevice` leaves its file open for good, so that
-    // the descriptor has no other owner now.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-/// A group in the container, for as long as one of its devices is open. When
-/// the last goes, the group leaves KVM and the container and is closed.
-struct Group {
-    /// The first device of the group, through which the group is let go.
-    keeper: ManuallyDrop<VfioDevice>,
-    view: Arc<View>,
-    sysfs: PathBuf,
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // SAFETY: taken once, here; the group is gone after this.
-        let keeper = unsafe { ManuallyDrop::take(&mut self.keeper) };
-        if self.sysfs.join("iommu_group").read_link().is_ok() {
-            // Closes the device, tells KVM, empties and closes the group.
-            drop(keeper);
-        } else {
-            // The device has left the host. The group's file closes with the
-            // container.
-            drop(detach(keeper, &self.view));
-        }
-    }
-}
-
-/// An open device of a container. The device's file closes when it is dropped,
-/// but that of a group's first device together with the group's last.
+/// Nothing of sysfs is asked for that: when the host is waiting to remove the
+/// device, it is gone from there as soon as its file is closed.
+#[derive(Debug)]
 pub(crate) struct AttachedDevice {
-    // Declared, and so dropped, in this order: device, then group.
-    own: Option<OwnedFd>,
-    group: Arc<Group>,
-}
-
-impl fmt::Debug for AttachedDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttachedDevice")
-            .field("fd", &self.as_fd())
-            .finish_non_exhaustive()
-    }
+    // Dropped in this order.
+    file: OwnedFd,
+    _membership: Membership,
 }
 
 impl AsFd for AttachedDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.own {
-            Some(fd) => fd.as_fd(),
-            // SAFETY: the keeper stays open as long as the group, which this
-            // value holds.
-            None => unsafe { BorrowedFd::borrow_raw(self.group.keeper.as_raw_fd()) },
+        self.file.as_fd()
+    }
+}
+
+/// One device's part in keeping its group in the container.
+struct Membership {
+    group: u32,
+    shared: Arc<Shared>,
+}
+
+impl Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "of IOMMU group {}", self.group)
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut groups = self.shared.groups();
+        let Some((devices, _)) = groups.get_mut(&self.group) else {
+            return;
+        };
+        *devices = devices.saturating_sub(1);
+        if *devices == 0
+            && let Some((_, group)) = groups.remove(&self.group)
+        {
+            self.shared.close_group(self.group, group);
         }
     }
 }
@@ -168,12 +168,10 @@ impl AsFd for AttachedDevice {
 /// A VFIO container with the type1 IOMMU: the groups in it share one address
 /// space. Closes when it and the last device in it are gone.
 pub(crate) struct Container {
-    vfio: Arc<VfioContainer>,
-    /// Lock order: innermost; no system call but those that attach a device.
-    groups: Mutex<HashMap<u32, Weak<Group>>>,
+    shared: Arc<Shared>,
 }
 
-impl fmt::Debug for Container {
+impl Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Container")
             .field("fd", &self.as_fd())
@@ -183,8 +181,7 @@ impl fmt::Debug for Container {
 
 impl AsFd for Container {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the container is open as long as this value holds it.
-        unsafe { BorrowedFd::borrow_raw(self.vfio.as_raw_fd()) }
+        self.shared.container.as_fd()
     }
 }
 
@@ -192,41 +189,81 @@ impl Container {
     /// Opens a container. Groups are made known to KVM through `kvm`, KVM's
     /// VFIO device, if it is given; it closes with the container.
     pub(crate) fn open(kvm: Option<OwnedFd>) -> Result<Self, Refusal> {
-        let kvm = kvm.map(|fd| {
-            // SAFETY: the descriptor is owned and handed over.
-            let device = unsafe { DeviceFd::from_raw_fd(fd.into_raw_fd()) };
-            Arc::new(VfioDeviceFd::new_from_kvm(device))
+        let container = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/vfio/vfio")
+            .map_err(|source| Refusal {
+                step: Step::OpenContainer,
+                source,
+            })?;
+        check(&container).map_err(|source| Refusal {
+            step: Step::CheckContainer,
+            source,
+        })?;
+        let shared = Arc::new(Shared {
+            kvm: kvm.map(KvmVfio::new),
+            container,
+            groups: Mutex::default(),
         });
-        let vfio = Arc::new(VfioContainer::new(kvm)?);
-        let groups = Mutex::default();
-        Ok(Self { vfio, groups })
+        Ok(Self { shared })
     }
 
-    /// Opens the device at `sysfs`, a member of `group`, and brings its group
-    /// into the container if it is not there yet.
-    pub(crate) fn attach(&self, sysfs: &Path, group: u32) -> Result<AttachedDevice, Refusal> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let (device, view) = attach(&self.vfio, sysfs)?;
-        if let Some(group) = groups.get(&group).and_then(Weak::upgrade) {
-            let own = Some(detach(device, &view));
-            return Ok(AttachedDevice { own, group });
+    /// Opens the device called `name` in sysfs, a member of group `id`, and
+    /// brings its group into the container if it is not there yet.
+    pub(crate) fn attach(&self, name: &str, id: u32) -> Result<AttachedDevice, Refusal> {
+        let mut groups = self.shared.groups();
+        let first = groups.is_empty();
+        let (devices, group) = match groups.remove(&id) {
+            Some(known) => known,
+            None => (0, self.shared.open_group(id, first)?),
+        };
+        match group.open_device(name) {
+            Ok(file) => {
+                groups.insert(id, (devices + 1, group));
+                let shared = Arc::clone(&self.shared);
+                Ok(AttachedDevice {
+                    file,
+                    _membership: Membership { group: id, shared },
+                })
+            }
+            Err(source) => {
+                if devices == 0 {
+                    self.shared.close_group(id, group);
+                } else {
+                    groups.insert(id, (devices, group));
+                }
+                let step = Step::OpenDevice;
+                Err(Refusal { step, source })
+            }
         }
-        let held = Arc::new(Group {
-            keeper: ManuallyDrop::new(device),
-            view,
-            sysfs: sysfs.to_owned(),
-        });
-        groups.insert(group, Arc::downgrade(&held));
-        let own = None;
-        Ok(AttachedDevice { own, group: held })
     }
 
     /// Whether a group is in the container. The kernel undoes every map when
     /// the last one leaves.
     pub(crate) fn has_groups(&self) -> bool {
-        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.values().any(|group| group.strong_count() > 0)
+        !self.shared.groups().is_empty()
     }
+}
+
+/// Whether the container speaks our version of VFIO, and type1.
+fn check(container: &File) -> io::Result<()> {
+    // SAFETY: the request has no argument.
+    let version = unsafe { ioctl(container, VFIO_GET_API_VERSION()) };
+    if version < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the argument is a number, no address.
+    let type1 =
+        unsafe { ioctl_with_val(container, VFIO_CHECK_EXTENSION(), VFIO_TYPE1v2_IOMMU.into()) };
+    if type1 < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if u32::try_from(version) != Ok(VFIO_API_VERSION) || type1 == 0 {
+        let what = format!("VFIO of version {version}, type1 {type1}");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -234,34 +271,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_keeps_its_errno() {
-        let errno = vmm_sys_util::errno::Error::new;
-        for (error, step) in [
-            (
-                VfioError::ContainerSetIOMMU(errno(libc::EPERM)),
-                Step::SetIommu,
-            ),
-            (
-                VfioError::GroupGetDeviceFD(errno(libc::EPERM)),
-                Step::OpenDevice,
-            ),
-            (VfioError::SetDeviceAttr(errno(libc::EPERM)), Step::TellKvm),
-            (VfioError::GroupViable, Step::NotViable),
-        ] {
-            let refusal = Refusal::from(error);
-            assert_eq!(refusal.step, step);
-            assert_eq!(refusal.source.raw_os_error(), Some(libc::EPERM));
-        }
+    fn the_numbers_of_the_calls() {
+        // linux/vfio.h: _IO(';', 100 + n).
+        assert_eq!(VFIO_GET_API_VERSION(), 0x3b64);
+        assert_eq!(VFIO_CHECK_EXTENSION(), 0x3b65);
     }
 
     #[test]
-    fn a_lost_errno_is_taken_from_the_thread() {
-        // Closing what is not open sets EBADF, as a failing ioctl would.
-        // SAFETY: -1 is never an open descriptor.
-        let result = unsafe { libc::close(-1) };
-        assert_eq!(result, -1);
-        let refusal = Refusal::from(VfioError::GroupSetContainer);
-        assert_eq!(refusal.step, Step::ClaimGroup);
-        assert_eq!(refusal.source.raw_os_error(), Some(libc::EBADF));
+    fn what_is_no_container_is_refused_with_its_errno() {
+        let error = check(&File::open("/dev/null").unwrap()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+    }
+
+    /// The way of the last device out, with files that are none of VFIO's.
+    #[test]
+    fn a_group_stays_as_long_as_one_of_its_devices() {
+        let null = || File::open("/dev/null").unwrap();
+        let shared = Arc::new(Shared {
+            kvm: None,
+            container: null(),
+            groups: Mutex::default(),
+        });
+        let group = GroupFile::of(null());
+        shared.groups().insert(5, (2, group));
+        let container = Container {
+            shared: Arc::clone(&shared),
+        };
+        let device = || AttachedDevice {
+            file: null().into(),
+            _membership: Membership {
+                group: 5,
+                shared: Arc::clone(&shared),
+            },
+        };
+        let (first, second) = (device(), device());
+        drop(first);
+        assert!(container.has_groups());
+        drop(second);
+        assert!(!container.has_groups());
     }
 }

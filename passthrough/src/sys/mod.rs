@@ -1,4 +1,4 @@
-//! System calls: what `vfio-ioctls` hides or swallows, and memory maps.
+//! System calls: VFIO's requests, and memory maps.
 //!
 //! The only room of this crate with unsafe code. Everything that it hands out
 //! is safe to use and owns what it holds; errors are the kernel's, untouched.
@@ -10,6 +10,7 @@ mod capability;
 mod claim;
 mod container;
 mod device;
+mod group;
 mod irq;
 mod memory;
 
