@@ -13,6 +13,10 @@ use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
 
+mod surrender;
+
+pub use surrender::SurrenderError;
+
 /// VFIO's region of config space.
 const CONFIG_REGION: u32 = 7;
 /// Messages of one kind about one device.
@@ -73,6 +77,8 @@ pub struct AssignedDevice {
     /// Bits of the command register that are the host's, and always the same.
     command_of_host: u16,
     reset_pending: bool,
+    /// It was surrendered: nothing of the host's device is left here.
+    gone: bool,
     log: LogLimit,
     backend: Arc<dyn DeviceBackend>,
 }
@@ -127,6 +133,7 @@ impl AssignedDevice {
             command_of_host: snapshot.u16(config::COMMAND) & !HANDED_ON
                 | config::COMMAND_INTX_DISABLE,
             reset_pending: false,
+            gone: false,
             log: LogLimit::new(MAX_MESSAGES),
             backend,
         };
@@ -243,10 +250,16 @@ impl AssignedDevice {
 
 impl PciFunction for AssignedDevice {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        if self.gone {
+            return data.fill(0xff);
+        }
         self.view.read(&*self.backend, offset, data);
     }
 
     fn config_write(&mut self, offset: u16, data: &[u8]) -> Effects {
+        if self.gone {
+            return Effects::NONE;
+        }
         let before = (self.guest_command(), self.guest_power());
         let decoded = self.decoded();
         let control = |view: &ConfigView| {
@@ -290,7 +303,7 @@ impl PciFunction for AssignedDevice {
 
     fn decoded(&self) -> Vec<BarDecode> {
         // In D3hot a function answers config space only (PCI PM 1.2 §5.4.1).
-        if self.guest_power() == PowerState::D3Hot {
+        if self.gone || self.guest_power() == PowerState::D3Hot {
             return Vec::new();
         }
         let command = self.guest_command();
@@ -308,7 +321,7 @@ impl PciFunction for AssignedDevice {
 
     fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        let Some(emulated) = self.bars.emulated(bar) else {
+        let Some(emulated) = self.bars.emulated(bar).filter(|_| !self.gone) else {
             return;
         };
         let mut rest = data;
@@ -331,7 +344,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
-        let Some(emulated) = self.bars.emulated(bar) else {
+        let Some(emulated) = self.bars.emulated(bar).filter(|_| !self.gone) else {
             return;
         };
         let mut rest = data;
@@ -353,6 +366,9 @@ impl PciFunction for AssignedDevice {
     }
 
     fn settle(&mut self) -> Result<(), SettleError> {
+        if self.gone {
+            return Ok(());
+        }
         let decoded = self.decoded();
         self.bars.unmap_stale(&decoded);
         if std::mem::take(&mut self.reset_pending) {
@@ -376,11 +392,9 @@ impl PciFunction for AssignedDevice {
 
 impl Drop for AssignedDevice {
     fn drop(&mut self) {
-        // Interrupts off, then DMA off, then the BARs out of the guest: fields
-        // that are dropped after this have nothing left to do.
-        self.interrupts = None;
-        self.set_command(self.command & !config::COMMAND_BUS_MASTER);
-        self.bars.unmap_stale(&[]);
+        if !self.gone {
+            self.silence();
+        }
     }
 }
 

@@ -339,3 +339,6 @@ fn a_device_without_reset_takes_no_order_to() {
 
 #[path = "assigned_access_test.rs"]
 mod access;
+
+#[path = "assigned_surrender_test.rs"]
+mod surrender;

@@ -24,6 +24,6 @@ mod sys;
 pub mod vfio;
 pub mod viability;
 
-pub use assigned::{AssignError, AssignedDevice};
+pub use assigned::{AssignError, AssignedDevice, SurrenderError};
 pub use config::ConfigError;
 pub use open::{OpenError, Opened, open};

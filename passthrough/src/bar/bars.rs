@@ -6,7 +6,7 @@ use super::{BarLayout, BarMapping, DirectMemory, Emulated, PeerToPeer};
 use crate::config::MsixCapability;
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
-use crate::ports::MemoryMapper;
+use crate::ports::{HostMemory, MemoryMapper};
 use crate::sys;
 use crate::vfio::{DeviceBackend, RegionArea};
 
@@ -112,6 +112,13 @@ impl Bars {
                 bar.refused = None;
             }
         }
+    }
+
+    /// Gives up the memory of all BARs, which must be unmapped. None is mapped
+    /// again.
+    pub(crate) fn take_memory(&mut self) -> Vec<Arc<dyn HostMemory>> {
+        let direct = self.bars.iter_mut().flat_map(|bar| bar.direct.drain(..));
+        direct.map(|part| part.memory).collect()
     }
 
     /// Maps the BARs that answer and are not mapped yet. The device's memory

@@ -49,7 +49,7 @@ struct State {
 /// * reset: clears the memory, wakes the device, keeps config space, as the
 ///   kernel restores it.
 ///
-/// Every call besides reads is noted in the journal.
+/// Every access and request is noted in the journal, and the drop as `close`.
 #[derive(Debug)]
 pub struct FakeDevice {
     journal: Journal,
@@ -323,6 +323,12 @@ impl FakeDevice {
             Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(state),
         }
+    }
+}
+
+impl Drop for FakeDevice {
+    fn drop(&mut self) {
+        self.journal.note("close");
     }
 }
 

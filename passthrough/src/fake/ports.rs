@@ -192,6 +192,7 @@ pub struct FakeSpace {
     limits: SpaceLimits,
     maps: Mutex<BTreeMap<u64, Arc<dyn HostMemory>>>,
     errno: Mutex<Option<i32>>,
+    refuse_unmap: Mutex<bool>,
 }
 
 impl FakeSpace {
@@ -207,12 +208,18 @@ impl FakeSpace {
             },
             maps: Mutex::default(),
             errno: Mutex::new(None),
+            refuse_unmap: Mutex::new(false),
         }
     }
 
     /// Refuses every map from now on with `errno`, or no longer.
     pub fn refuse(&self, errno: Option<i32>) {
         *lock(&self.errno) = errno;
+    }
+
+    /// Refuses to unmap from now on, or no longer.
+    pub fn refuse_unmap(&self, refuse: bool) {
+        *lock(&self.refuse_unmap) = refuse;
     }
 }
 
@@ -239,15 +246,19 @@ impl AddressSpace for FakeSpace {
 
     fn unmap(&self, iova: u64) -> Result<(), MapError> {
         self.journal.note(format!("dma unmap {iova:#x}"));
+        let refused = |reason: &str, errno| MapError {
+            action: "unmap",
+            iova,
+            size: 0,
+            reason: reason.to_owned(),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        if *lock(&self.refuse_unmap) {
+            return Err(refused("told to refuse", libc::EIO));
+        }
         match lock(&self.maps).remove(&iova) {
             Some(_) => Ok(()),
-            None => Err(MapError {
-                action: "unmap",
-                iova,
-                size: 0,
-                reason: "nothing is mapped there".to_owned(),
-                source: io::Error::from_raw_os_error(libc::ENOENT),
-            }),
+            None => Err(refused("nothing is mapped there", libc::ENOENT)),
         }
     }
 }
