@@ -7,8 +7,8 @@
 #   lab.pings=N           how many echo requests `net` sends (default 3)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #
-# Tasks: nvme, net, pci, cpus, nap (1 s), sleep (for ever), poweroff, reboot,
-# panic, shell.
+# Tasks: nvme, net, pci, cpus, nap (1 s), sleep (for ever), beat (a marker each
+# half second, for ever), poweroff, reboot, panic, shell.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -117,6 +117,7 @@ for task in $(setting lab.do shell | tr , ' '); do
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;
+    beat) while true; do marker beat && usleep 500000; done ;;
     panic) marker panic && echo 1 >/proc/sys/kernel/sysrq && echo c >/proc/sysrq-trigger ;;
     shell) setsid cttyhack sh ;;
     *) marker unknown-task "task=$task" ;;

@@ -19,9 +19,14 @@ pub fn installed(name: &str) -> String {
 
 /// `airlock check` for these devices.
 pub fn check(devices: &[PciAddress]) -> Step {
-    let mut argv = vec![installed(AIRLOCK), "check".to_owned()];
-    argv.extend(devices.iter().map(ToString::to_string));
-    Step::argv(argv)
+    let devices = devices.iter().map(ToString::to_string);
+    airlock(["check".to_owned()].into_iter().chain(devices))
+}
+
+/// Any command of airlock.
+pub fn airlock<S: Into<String>>(arguments: impl IntoIterator<Item = S>) -> Step {
+    let arguments = arguments.into_iter().map(Into::into);
+    Step::argv([installed(AIRLOCK)].into_iter().chain(arguments))
 }
 
 /// `airlock run`, with the lab's kernel and guest unless told otherwise.
@@ -94,6 +99,11 @@ impl Run {
         self
     }
 
+    /// Has the devices bound for the life of the VM.
+    pub fn bind(self) -> Self {
+        self.arg("--bind")
+    }
+
     /// Adds an argument as it is.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.extra.push(argument.into());
@@ -113,7 +123,7 @@ impl Run {
 
     /// The step.
     pub fn step(&self) -> Step {
-        let mut argv = vec![installed(AIRLOCK), "run".to_owned()];
+        let mut argv = vec!["run".to_owned()];
         let mut option = |name: &str, value: &str| {
             argv.extend([name.to_owned(), value.to_owned()]);
         };
@@ -128,7 +138,7 @@ impl Run {
             option("--device", device);
         }
         argv.extend(self.extra.iter().cloned());
-        Step::argv(argv).limit(self.limit)
+        airlock(argv).limit(self.limit)
     }
 }
 

@@ -30,6 +30,10 @@
 //!   the error shows the ends of its console, of QEMU's messages and of the
 //!   step's output.
 //! * Nothing is left behind: QEMU dies with the process that started it.
+//! * A device can come later ([`Device::absent`](machine::Device::absent)), go, or
+//!   make virtual functions; everything is built into the kernel but one variant
+//!   VFIO driver, for [`Device::virtio_net`](machine::Device::virtio_net), which is
+//!   a module.
 //!
 //! # Files and variables
 //!
@@ -38,7 +42,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `AIRLOCK_LAB_KERNEL` | a bzImage to use instead of building one |
+//! | `AIRLOCK_LAB_KERNEL` | a bzImage to use instead of building one; a directory `modules` beside it stands for its `/lib/modules` |
 //! | `AIRLOCK_BIN` | an `airlock` binary to test instead of this workspace's |
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,7 @@
 //! A nested host that runs: boot, steps, shutdown.
 
 mod boot;
+mod disk;
 mod error;
 mod hotplug;
 mod network;
