@@ -30,8 +30,25 @@ pub struct VmConfig {
     /// What the user accepts of the devices.
     #[serde(default)]
     pub consent: Consent,
+    /// What to do when the guest can't keep all of its devices.
+    #[serde(default)]
+    pub on_viability_loss: OnViabilityLoss,
     /// Where the guest's first serial port goes.
     pub serial: SerialOutput,
+}
+
+/// What to do when the host takes a device of the guest back, or puts one of
+/// its group to work for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnViabilityLoss {
+    /// Take the devices away from the guest, which goes on without them.
+    Release,
+    /// End the VM.
+    #[default]
+    Stop,
+    /// Say so, and go on. The host waits until the VM ends.
+    Warn,
 }
 
 /// Dangers that are refused unless the user names them.
@@ -75,6 +92,9 @@ pub enum ConfigError {
     /// A size that RAM can't have.
     #[error("guest memory of {0} bytes is impossible: give a multiple of 2 MiB, at least 2M")]
     BadMemory(u64),
+    /// No policy.
+    #[error("'{0}' is not what to do when a device is lost: write release, stop or warn")]
+    NotAPolicy(String),
     /// Too few or too many vCPUs.
     #[error("{0} CPUs are impossible: give 1 to {MAX_CPUS}")]
     BadCpus(u8),
@@ -147,6 +167,19 @@ impl fmt::Display for MemorySize {
     }
 }
 
+impl FromStr for OnViabilityLoss {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "release" => Ok(Self::Release),
+            "stop" => Ok(Self::Stop),
+            "warn" => Ok(Self::Warn),
+            other => Err(ConfigError::NotAPolicy(other.to_owned())),
+        }
+    }
+}
+
 impl VmConfig {
     /// Checks what the types leave open.
     ///
@@ -206,11 +239,21 @@ mod tests {
             cpus: 1,
             devices: vec!["0000:01:00.0".into()],
             consent: Consent::default(),
+            on_viability_loss: OnViabilityLoss::Release,
             serial: SerialOutput::File("log".into()),
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);
         assert!(serde_json::from_str::<VmConfig>(&text.replace("2097152", "1")).is_err());
+    }
+
+    #[test]
+    fn policies_that_users_type() {
+        assert_eq!("release".parse(), Ok(OnViabilityLoss::Release));
+        assert_eq!("stop".parse(), Ok(OnViabilityLoss::default()));
+        assert_eq!("warn".parse(), Ok(OnViabilityLoss::Warn));
+        let error = "Stop".parse::<OnViabilityLoss>().unwrap_err();
+        assert!(error.to_string().contains("release, stop or warn"));
     }
 
     #[test]

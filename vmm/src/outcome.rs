@@ -33,6 +33,9 @@ pub enum Outcome {
     },
     /// The host would not follow the guest; the message has device and cause.
     HostRefused(String),
+    /// The host wants devices back that the guest has, and the user chose to
+    /// end the VM then; the message has devices and cause.
+    DeviceLost(String),
 }
 
 impl Outcome {
@@ -44,6 +47,7 @@ impl Outcome {
             Self::Reset => 3,
             Self::Panicked => 4,
             Self::Crashed { .. } => 5,
+            Self::DeviceLost(_) => 6,
             Self::Stopped {
                 signal: Some(signal),
             } => u8::try_from(*signal).map_or(u8::MAX, |signal| 128u8.saturating_add(signal)),
@@ -65,6 +69,7 @@ impl fmt::Display for Outcome {
                 signal: Some(signal),
             } => write!(f, "stopped by signal {signal}"),
             Self::HostRefused(reason) => write!(f, "the VM can't go on: {reason}"),
+            Self::DeviceLost(reason) => write!(f, "the VM was ended for its devices: {reason}"),
         }
     }
 }
@@ -189,6 +194,7 @@ mod tests {
     fn each_end_has_its_exit_code() {
         assert_eq!(Outcome::PowerOff.exit_code(), 0);
         assert_eq!(Outcome::Panicked.exit_code(), 4);
+        assert_eq!(Outcome::DeviceLost(String::new()).exit_code(), 6);
         assert_eq!(Outcome::Stopped { signal: Some(15) }.exit_code(), 143);
         let crash = Outcome::Crashed {
             vcpu: 1,

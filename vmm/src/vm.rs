@@ -9,6 +9,7 @@ use devices::bus::{Bus, BusError};
 use devices::legacy::Serial;
 use devices::pci::{FunctionHandle, HostBridge, PciAddress, RootComplex, TopologyError};
 use kvm_ioctls::VcpuFd;
+use passthrough::binding::{Binder, DeviceName, Guard, GuardError, Holds};
 use passthrough::host::{Host, Survey, SurveyError};
 use passthrough::plan::Plan;
 use passthrough::ports::HostMemory;
@@ -17,15 +18,15 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{BootError, BootSource};
-use crate::config::{ConfigError, MemorySize, VmConfig};
+use crate::config::{ConfigError, MemorySize, OnViabilityLoss, VmConfig};
 use crate::dma::DmaMap;
-use crate::event_loop::{self, Console, LoopError, RawTerminal, Subscriber};
+use crate::event_loop::{self, Console, GuardWatch, LoopError, RawTerminal, Removable, Subscriber};
 use crate::interrupts::Router;
 use crate::kvm::{Hypervisor, KvmError};
 use crate::memory::{
     GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, RamError, Slot, SlotError,
 };
-use crate::outcome::{EndReport, Outcome};
+use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
 use crate::request::request;
 use crate::sys;
@@ -69,6 +70,11 @@ pub enum VmError {
     /// The kernel would not hand a device over.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Nobody would notice when a device can't stay with the guest.
+    #[error(
+        "cannot mind the groups of the devices; --on-viability-loss warn runs the VM all the same"
+    )]
+    Guard(#[from] GuardError),
     /// A device can't be shown to a guest.
     #[error(transparent)]
     Assign(#[from] AssignError),
@@ -123,15 +129,18 @@ pub enum VmError {
 ///
 /// The order of the fields is the order of the end: vCPUs, then the buses with
 /// all devices on them (which turns interrupts off and takes BARs away), then
-/// the DMA map with the address space, then RAM.
+/// the DMA map with the address space, then RAM. When the groups are free, what
+/// joined them meanwhile goes back to the host.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
     console: Option<Console>,
+    guard: Option<GuardWatch>,
     serial: Arc<Serial>,
     buses: Buses,
     dma: Option<Arc<DmaMap>>,
     _ram: Vec<Slot>,
+    _holds: Option<Holds>,
     report: Arc<EndReport>,
 }
 
@@ -164,6 +173,8 @@ impl Vm {
         source.check_fit(layout.ram[0])?;
         let ram = GuestRam::new(&layout.ram)?;
         let assigned = open(&hypervisor, addresses, &ram, &timeline)?;
+        let guard = guard(&assigned.addresses, config.on_viability_loss)?;
+        let holds = guard.as_ref().map(Guard::holds);
         let layout = match &assigned.opened {
             // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
             Some(opened) => {
@@ -196,8 +207,12 @@ impl Vm {
         let (serial, console) = platform::add_legacy(&buses, &router, &config.serial, &report)?;
         let dma = assigned.dma.map(Arc::new);
         let wiring = Wiring::new(&buses.mmio, &buses.pio, dma.clone(), Arc::clone(&report));
+        let books = Arc::clone(&wiring);
         let root = Arc::new(RootComplex::new(wiring));
-        add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let removable = add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let policy = config.on_viability_loss;
+        let guard = guard
+            .map(|guard| GuardWatch::new(guard, policy, removable, books, Arc::clone(&report)));
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, &layout)?;
 
@@ -208,10 +223,12 @@ impl Vm {
         Ok(Self {
             vcpus,
             console,
+            guard,
             serial,
             buses,
             dma,
             _ram: ram_slots,
+            _holds: holds,
             report,
         })
     }
@@ -234,6 +251,9 @@ impl Vm {
             }
             None => None,
         };
+        if let Some(guard) = self.guard.take() {
+            subscribers.push(Box::new(guard));
+        }
         if let Some(dma) = &self.dma
             && available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
         {
@@ -312,6 +332,23 @@ fn open(
     })
 }
 
+/// Minds the groups of the devices from now on.
+fn guard(devices: &[PciAddress], policy: OnViabilityLoss) -> Result<Option<Guard>, VmError> {
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let names: Vec<_> = devices.iter().copied().map(DeviceName::pci).collect();
+    match Guard::new(Binder::system(), &names) {
+        Ok(guard) => Ok(Some(guard)),
+        Err(error) if policy == OnViabilityLoss::Warn => {
+            let error = Chain(&error);
+            log::warn!("nobody minds the groups of the devices: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The host bridge at 00.0, then each assigned device in a slot of its own.
 fn add_functions(
     root: &RootComplex,
@@ -319,13 +356,14 @@ fn add_functions(
     opened: Option<Opened>,
     router: &Router,
     slots: &KvmSlots,
-) -> Result<(), VmError> {
+) -> Result<Vec<Removable>, VmError> {
     let slot = |device| PciAddress::new(0, 0, device, 0);
     let first = PciAddress::from_requester_id(0);
     root.add(first, Arc::new(Mutex::new(HostBridge::new())))?;
     let Some(opened) = opened else {
-        return Ok(());
+        return Ok(Vec::new());
     };
+    let mut removable = Vec::with_capacity(addresses.len());
     for ((host, backend), device) in addresses.into_iter().zip(opened.devices).zip(1u8..) {
         let function = AssignedDevice::new(
             host,
@@ -336,8 +374,14 @@ fn add_functions(
         )?;
         let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
         log::info!("host device {host} is guest device {address}");
-        let function: FunctionHandle = Arc::new(Mutex::new(function));
-        root.add(address, function)?;
+        let function = Arc::new(Mutex::new(function));
+        let handle: FunctionHandle = Arc::clone(&function) as FunctionHandle;
+        root.add(address, handle)?;
+        removable.push(Removable {
+            host,
+            guest: address,
+            function,
+        });
     }
-    Ok(())
+    Ok(removable)
 }

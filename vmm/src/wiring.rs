@@ -120,13 +120,17 @@ impl Wiring {
     /// Settles the function, but never with bus mastering on before all of RAM
     /// is mapped. The bit is looked at under the lock that settling takes: it
     /// may have been set by another vCPU, which waits here too.
-    fn settle(&self, function: &FunctionHandle) -> Result<(), String> {
+    fn settle(&self, handle: &FunctionHandle) -> Result<(), String> {
         loop {
-            let mut function = lock(function);
+            let mut function = lock(handle);
             match &self.dma {
                 Some(dma) if is_bus_master(&mut *function) && !dma.is_mapped() => {
                     drop(function);
-                    dma.wait().map_err(|error| error.to_string())?;
+                    if let Err(error) = dma.wait()
+                        && is_bus_master(&mut *lock(handle))
+                    {
+                        return Err(error.to_string());
+                    }
                 }
                 _ => {
                     return function
@@ -139,11 +143,13 @@ impl Wiring {
 }
 
 /// Whether the guest has set the bus-master bit of the command register
-/// (PCI 3.0 §6.2.2).
+/// (PCI 3.0 §6.2.2). A function that was taken away reads as all ones, and
+/// masters nothing.
 fn is_bus_master(function: &mut dyn PciFunction) -> bool {
     let mut command = [0; 2];
     function.config_read(0x04, &mut command);
-    u16::from_le_bytes(command) & 1 << 2 != 0
+    let command = u16::from_le_bytes(command);
+    command != u16::MAX && command & 1 << 2 != 0
 }
 
 fn lock(function: &FunctionHandle) -> std::sync::MutexGuard<'_, dyn PciFunction + 'static> {
@@ -299,5 +305,28 @@ mod tests {
             dma.hand_over(crate::dma::tests::space(false));
         });
         assert_eq!(settled(), 2);
+    }
+
+    /// One that is pulled out while its bus-master bit waits for memory.
+    #[test]
+    fn a_function_that_is_taken_away_waits_for_nothing() {
+        let range = GuestRange {
+            start: 0,
+            size: 2 << 20,
+        };
+        let ram = GuestRam::new(&[range]).unwrap();
+        let dma = Arc::new(DmaMap::start(&ram, Timeline::start()).unwrap());
+        dma.rest_until_needed();
+        let rig = Rig::new(Some(Arc::clone(&dma)));
+        rig.functions[0].lock().unwrap().command = 4;
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.place(0, Some(0x1000)));
+            std::thread::sleep(Duration::from_millis(50));
+            rig.functions[0].lock().unwrap().command = u16::MAX;
+            // The space has lost its last device.
+            dma.hand_over(crate::dma::tests::space(true));
+        });
+        assert_eq!(rig.functions[0].lock().unwrap().settled, 1);
+        assert!(rig.wiring.report.take().is_none(), "the guest goes on");
     }
 }

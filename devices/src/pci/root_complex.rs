@@ -131,7 +131,10 @@ impl RootComplex {
         }
         drop(guard);
         let header_type = HEADER_TYPE.checked_sub(offset).map(usize::from);
-        if let Some(byte) = header_type.and_then(|index| data.get_mut(index)) {
+        // All ones: the function was pulled out.
+        if let Some(byte) = header_type.and_then(|index| data.get_mut(index))
+            && *byte != u8::MAX
+        {
             *byte &= !MULTI_FUNCTION;
             if self.is_multi_function(address) {
                 *byte |= MULTI_FUNCTION;

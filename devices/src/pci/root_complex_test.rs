@@ -44,6 +44,18 @@ fn absent_functions_read_as_ones() {
 }
 
 #[test]
+fn a_function_that_was_pulled_out_reads_as_ones() {
+    let (root, _) = complex();
+    let function = FakeFunction::counting();
+    root.add(at("00:01.0"), function.clone()).unwrap();
+    root.add(at("00:01.1"), FakeFunction::counting()).unwrap();
+    assert_eq!(read(&root, "00:01.0", 0x0e), [0x8e]);
+    function.lock().unwrap().space.fill(0xff);
+    assert_eq!(read(&root, "00:01.0", 0x0c), [0xff; 4]);
+    assert_eq!(read(&root, "00:01.1", 0x0e), [0x8e]);
+}
+
+#[test]
 fn where_functions_may_stand() {
     let (root, _) = complex();
     let add = |address: &str| root.add(at(address), FakeFunction::with_bars(Vec::new()));

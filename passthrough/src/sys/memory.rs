@@ -119,7 +119,20 @@ impl Mapping {
         // SAFETY: as for the first end.
         unsafe { unmap(tail, slack - after) };
         let address = NonNull::new(address.cast()).ok_or_else(invalid)?;
-        Ok(Self { address, size })
+        let mapping = Self { address, size };
+        mapping.keep_from_children()?;
+        Ok(mapping)
+    }
+
+    /// A child process must not have device memory: as long as it lives, the
+    /// device would stay open.
+    fn keep_from_children(&self) -> io::Result<()> {
+        let address = self.address.as_ptr().cast();
+        // SAFETY: the range is this map's own, and nothing of it changes here.
+        match unsafe { libc::madvise(address, self.size, libc::MADV_DONTFORK) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Zeroed memory that is shared with nobody: `size` bytes, in whole pages.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
-use crate::config::{MemorySize, SerialOutput, VmConfig};
+use crate::config::{MemorySize, OnViabilityLoss, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
@@ -21,6 +21,8 @@ Exit status:
   3      the guest reset itself (reboot)
   4      the guest's kernel panicked
   5      the guest crashed (triple fault, or a state that KVM can't run)
+  6      the VM was ended because the host takes a device of it back
+         (--on-viability-loss stop)
   128+N  signal N ended the VM")]
 pub(super) struct Args {
     /// Kernel: bzImage (vmlinuz) or ELF with a PVH note (vmlinux)
@@ -46,6 +48,11 @@ pub(super) struct Args {
     /// Host address of a PCI device to assign; may be given several times
     #[arg(long = "device", value_name = "BDF")]
     devices: Vec<String>,
+    /// What to do when the host unbinds or unplugs a device of the guest, or
+    /// puts one of its IOMMU group to work for itself: release takes the
+    /// devices away from the running guest, stop ends the VM, warn only says so
+    #[arg(long, value_name = "release|stop|warn", default_value = "stop")]
+    on_viability_loss: OnViabilityLoss,
     #[command(flatten)]
     consent: ConsentArgs,
     /// The guest's serial port: stdio, off, or a file for its output
@@ -92,6 +99,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
         cpus: args.cpus,
         devices: args.devices,
         consent: args.consent.into(),
+        on_viability_loss: args.on_viability_loss,
         serial: args.serial,
     };
     let vm = Vm::build(&config, timeline)?;

@@ -1,6 +1,7 @@
 //! The main thread's event loop: the end of the VM, signals, the terminal.
 
 mod console;
+mod guard;
 mod signals;
 mod terminal;
 
@@ -11,6 +12,7 @@ use thiserror::Error;
 
 pub use console::Console;
 pub(crate) use console::RoomNotice;
+pub use guard::{GuardWatch, Removable};
 pub use signals::Signals;
 pub use terminal::RawTerminal;
 

@@ -103,6 +103,9 @@ impl RamBlock {
                     "no transparent huge pages for guest RAM: {error}; starting takes longer"
                 );
             });
+        // The pages that devices reach stay with this process: a child would
+        // get copies of all of them.
+        block.advise(libc::MADV_DONTFORK, 0, size).map_err(fail)?;
         // A core dump of the monitor without the guest's secrets, and small.
         block
             .advise(libc::MADV_DONTDUMP, 0, size)

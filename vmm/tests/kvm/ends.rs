@@ -33,6 +33,7 @@ impl Guest {
             cpus: 1,
             devices: Vec::new(),
             consent: vmm::config::Consent::default(),
+            on_viability_loss: vmm::config::OnViabilityLoss::Stop,
             serial: SerialOutput::File(directory.path().join("serial")),
         };
         Some(Self { directory, config })
