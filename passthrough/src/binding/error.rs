@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::device::DeviceName;
 use super::held::Owner;
-use super::restore::Released;
+use super::restore::{Outcome, Released};
 use crate::host::{GroupId, Holder};
 
 /// Why a device was not bound or given back. Unless [`Undone`](Self::Undone)
@@ -43,6 +43,14 @@ pub enum BindError {
     DriverNeeded {
         /// The device.
         device: DeviceName,
+    },
+    /// A member of a group whose bus can't be told.
+    #[error(
+        "'{text}' is in the group, but its bus can't be told: bind the devices by name, without --group"
+    )]
+    NoBus {
+        /// Its bus and name, as far as they could be read.
+        text: String,
     },
     /// A bridge is never given to a guest.
     #[error(
@@ -146,22 +154,22 @@ pub enum BindError {
         found: String,
     },
     /// A read that failed.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {answer}")]
     Read {
         /// The attribute.
         path: String,
         /// The kernel's answer.
-        source: io::Error,
+        answer: io::Error,
     },
     /// A write that failed.
-    #[error("the kernel refused '{value}' in {path}: {source}{hint}")]
+    #[error("the kernel refused '{value}' in {path}: {answer}{hint}")]
     Write {
         /// The attribute.
         path: String,
         /// What was written.
         value: String,
         /// The kernel's answer.
-        source: io::Error,
+        answer: io::Error,
         /// What that means there, from a colon on.
         hint: &'static str,
     },
@@ -199,27 +207,23 @@ pub enum BindError {
         hint: String,
     },
     /// A file of the journal could not be written or read.
-    #[error("cannot {action} {path}: {source}. Without a journal nothing is bound: run as root, on a host with /run", path = .path.display())]
+    #[error("cannot {action} {path}: {answer}. Without a journal nothing is bound: run as root, on a host with /run", path = .path.display())]
     Journal {
         /// What was tried, as a verb.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        answer: io::Error,
     },
     /// It failed halfway, and was taken back.
     #[error("{cause}. {}", outcome(.undone))]
     Undone {
         /// What failed.
-        #[source]
         cause: Box<BindError>,
         /// What became of each device that had been touched.
         undone: Vec<Released>,
     },
-    /// Not written yet.
-    #[error("not possible yet")]
-    Unfinished,
 }
 
 fn who(holders: &[Holder]) -> String {
@@ -235,17 +239,16 @@ fn who(holders: &[Holder]) -> String {
 }
 
 fn outcome(undone: &[Released]) -> String {
-    let failed: Vec<_> = undone
-        .iter()
-        .filter(|released| !released.is_back())
-        .map(ToString::to_string)
-        .collect();
-    if failed.is_empty() {
-        "Everything is as it was".to_owned()
-    } else {
-        format!(
-            "Not everything is as it was: {}. `airlock release --stale` tries again",
-            failed.join("; ")
-        )
+    let is_back = |released: &&Released| matches!(released.outcome, Outcome::Back { .. });
+    let others = undone.iter().filter(|released| !is_back(released));
+    let others: Vec<_> = others.map(ToString::to_string).collect();
+    if others.is_empty() {
+        return "Everything is as it was".to_owned();
     }
+    let again = if undone.iter().all(Released::is_back) {
+        ""
+    } else {
+        ". `airlock release --stale` tries again"
+    };
+    format!("Not everything is as it was: {}{again}", others.join("; "))
 }

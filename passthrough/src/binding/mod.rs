@@ -1,35 +1,83 @@
-//! Binding: takes devices from the host's drivers, and gives them back.
+//! Takes devices from the host's drivers for guests, and gives them back.
+//!
+//! ```no_run
+//! use passthrough::binding::{Binder, BindRequest, Keep};
+//! use passthrough::host::{Host, Survey};
+//! let binder = Binder::system();
+//! let survey = Survey::read(&Host::system())?;
+//! let request = BindRequest {
+//!     devices: vec!["0000:01:00.0".parse()?],
+//!     whole_group: true,
+//!     ..BindRequest::default()
+//! };
+//! let plan = binder.plan(&survey, &request)?;
+//! print!("{plan}");
+//! let binding = binder.bind(&plan, Keep::WhileHeld)?;
+//! // … the guest runs …
+//! binding.release()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! **The recipe** for one device, the same on every bus that has
+//! `driver_override`: name the driver in `driver_override`, take the device
+//! from the driver that it was found on, have the bus look for a driver, and
+//! look at which one it is on. Never `new_id`, which takes every like device
+//! of the host with it.
+//!
+//! **The order** keeps others out: with the override set first, no other driver
+//! can get in after the unbind. The unbind goes to the file of the driver that
+//! was found, so the kernel refuses it when the device has moved meanwhile. That
+//! `drivers_probe` said yes means nothing: the link to the driver is read back.
+//!
+//! **What waits.** Each of these files takes the device's lock, which an unbind
+//! in progress holds until the device's user lets go. So each is asked in a
+//! process of its own that can be left behind, see
+//! [`Sysfs`]; and where a user is known, nothing is begun.
+//!
+//! **All or nothing.** What was found is on disk before the first write. If a
+//! step fails, everything goes back. If the process ends, the next one to bind
+//! or release gives back what it left. Giving back compares before it writes,
+//! so that it can be cut short anywhere and done again. A device that somebody
+//! else has put on a third driver meanwhile is left alone.
 
+mod bind;
+mod binder;
 mod bound;
 mod device;
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod guard;
 mod held;
 mod holds;
+mod journal;
+mod kernel;
 mod news;
 mod plan;
+mod planner;
 mod restore;
+#[cfg(test)]
+mod scene;
 mod sysfs;
-
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+#[cfg(test)]
+mod transaction_test;
+mod variant;
 
 use serde::{Deserialize, Serialize};
 
+pub use binder::Binder;
 pub use bound::Binding;
 pub use device::{DeviceName, DeviceNameError};
 pub use error::BindError;
+#[cfg(any(test, feature = "fake"))]
+pub use fake::FakeSysfs;
 pub use guard::{Guard, GuardError};
 pub use held::{Found, Held, HeldState, Owner, UnreadableJournal};
 pub use holds::Holds;
 pub use news::{Fate, GuardEvent};
-pub use plan::{AlreadyRight, BindPlan, BindRequest, PlannedDevice, Target};
+pub use plan::{AlreadyRight, BindPlan, BindRequest, PlannedDevice, Step, Target};
 pub use restore::{Outcome, Released};
 pub use sysfs::{AccessError, KernelSysfs, Sysfs, Write};
-
-use crate::host::Survey;
 
 /// For how long a device is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,127 +87,4 @@ pub enum Keep {
     UntilReleased,
     /// As long as the [`Binding`], and so its process, lives.
     WhileHeld,
-}
-
-/// Binds and gives back. Cheap to clone; clones share everything.
-#[derive(Clone)]
-pub struct Binder {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    sysfs: Box<dyn Sysfs>,
-    folder: PathBuf,
-    limit: Duration,
-}
-
-impl fmt::Debug for Binder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Binder")
-            .field("folder", &self.inner.folder)
-            .field("limit", &self.inner.limit)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Binder {
-    /// Where the journals of this machine are.
-    pub const FOLDER: &str = "/run/airlock";
-    /// How long an answer of the kernel is waited for.
-    pub const LIMIT: Duration = Duration::from_secs(10);
-
-    /// One for the machine that this process runs on.
-    pub fn system() -> Self {
-        let sysfs = Box::new(KernelSysfs::new());
-        Self::new(sysfs, Path::new(Self::FOLDER), Self::LIMIT)
-    }
-
-    /// One for `sysfs` with its journals in `folder`, that waits at most
-    /// `limit` for each answer of the kernel.
-    pub fn new(sysfs: Box<dyn Sysfs>, folder: &Path, limit: Duration) -> Self {
-        let folder = folder.to_owned();
-        let inner = Arc::new(Inner {
-            sysfs,
-            folder,
-            limit,
-        });
-        Self { inner }
-    }
-
-    /// The port that this one works with.
-    pub fn sysfs(&self) -> &dyn Sysfs {
-        &*self.inner.sysfs
-    }
-
-    /// What has to be done for `request` on the host of `survey`. Changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// [`BindError`] that says why it must not be done.
-    pub fn plan(&self, _survey: &Survey, _request: &BindRequest) -> Result<BindPlan, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Carries `plan` out, all or nothing.
-    ///
-    /// # Errors
-    /// [`BindError`]; nothing is bound then.
-    pub fn bind(&self, _plan: &BindPlan, _keep: Keep) -> Result<Binding, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Gives `devices` back. One that can't be given back does not stop the
-    /// others.
-    ///
-    /// # Errors
-    /// [`BindError`] when nothing was begun: a device is not held, or by a
-    /// running airlock.
-    pub fn release(&self, _devices: &[DeviceName]) -> Result<Vec<Released>, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Gives back everything that no running airlock minds.
-    ///
-    /// # Errors
-    /// [`BindError`] when nothing was begun.
-    pub fn release_all(&self) -> Result<Vec<Released>, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Gives back what airlocks have left that came to a sudden end.
-    ///
-    /// # Errors
-    /// [`BindError`] when nothing was begun.
-    pub fn release_stale(&self) -> Result<Vec<Released>, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Everything that is held, or has to be given back still.
-    ///
-    /// # Errors
-    /// [`BindError::Journal`] when the journals can't be listed.
-    pub fn bindings(&self) -> Result<Vec<Held>, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// The journals that can't be read, and whose devices nobody minds.
-    ///
-    /// # Errors
-    /// [`BindError::Journal`] when the journals can't be listed.
-    pub fn unreadable(&self) -> Result<Vec<UnreadableJournal>, BindError> {
-        Err(BindError::Unfinished)
-    }
-
-    /// Sees to it that `device`, which has come into a held group, gets no
-    /// driver but `driver`: for as long as the answer lives.
-    ///
-    /// # Errors
-    /// [`BindError`]; nothing is changed then.
-    pub fn hold_hot_added(
-        &self,
-        _device: &DeviceName,
-        _driver: &str,
-    ) -> Result<Binding, BindError> {
-        Err(BindError::Unfinished)
-    }
 }

@@ -3,7 +3,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::device::DeviceName;
-use crate::host::GroupId;
+use super::kernel::{probe, set_override, set_virtual_functions, unbind};
+use super::sysfs::Write;
+use crate::host::{DriverOverride, GroupId};
 
 /// What is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub struct BindRequest {
 
 /// What will be done, and nothing else. Made by
 /// [`Binder::plan`](super::Binder::plan).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BindPlan {
     /// The devices that will be bound, in order.
     pub devices: Vec<PlannedDevice>,
@@ -42,10 +44,16 @@ pub struct PlannedDevice {
     pub group: Option<GroupId>,
     /// The driver that it is on.
     pub found_driver: Option<String>,
+    /// The driver that alone may have it, as far as it was asked.
+    pub found_override: DriverOverride,
     /// The drivers to try, the best first: its variant, then vfio-pci.
     pub targets: Vec<Target>,
     /// The VFs that will be disabled first.
     pub virtual_functions: Vec<DeviceName>,
+    /// Each step, in order, if the best driver takes the device.
+    pub steps: Vec<Step>,
+    /// Each step back, in order.
+    pub undo: Vec<Step>,
 }
 
 /// A driver, and what has to be loaded for it.
@@ -57,6 +65,16 @@ pub struct Target {
     pub module: Option<String>,
 }
 
+/// One change to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Loads a module. It stays loaded.
+    Modprobe(String),
+    /// Writes to an attribute.
+    Write(Write),
+}
+
 /// A device that is where it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AlreadyRight {
@@ -66,10 +84,84 @@ pub struct AlreadyRight {
     pub driver: String,
 }
 
-impl fmt::Display for BindPlan {
+impl PlannedDevice {
+    /// Puts down the steps. They are those that the binder takes when nothing
+    /// goes wrong; what it finds then counts.
+    pub(super) fn with_steps(mut self) -> Self {
+        let device = &self.device;
+        let Some(target) = self.targets.first() else {
+            return self;
+        };
+        let mut steps: Vec<_> = target.module.iter().cloned().map(Step::Modprobe).collect();
+        let mut undo = Vec::new();
+        let count = u16::try_from(self.virtual_functions.len()).unwrap_or(u16::MAX);
+        if count > 0 {
+            steps.push(Step::Write(set_virtual_functions(device, 0)));
+        }
+        let before = match &self.found_override {
+            DriverOverride::Only(driver) => Some(driver.as_str()),
+            DriverOverride::Any | DriverOverride::NotAsked => None,
+        };
+        steps.push(Step::Write(set_override(device, Some(&target.driver))));
+        undo.push(Step::Write(set_override(device, before)));
+        steps.extend(
+            self.found_driver
+                .iter()
+                .map(|driver| Step::Write(unbind(device, driver))),
+        );
+        undo.push(Step::Write(unbind(device, &target.driver)));
+        steps.push(Step::Write(probe(device)));
+        if self.found_driver.is_some() {
+            undo.push(Step::Write(probe(device)));
+        }
+        if count > 0 {
+            undo.push(Step::Write(set_virtual_functions(device, count)));
+        }
+        (self.steps, self.undo) = (steps, undo);
+        self
+    }
+}
+
+impl fmt::Display for Step {
+    /// As a shell would do it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Modprobe(module) => write!(f, "modprobe {module}"),
+            Self::Write(write) => write.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for AlreadyRight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is already on {}", self.device, self.driver)
+    }
+}
+
+impl fmt::Display for BindPlan {
+    /// A script: each step in the order in which it is taken, then each step
+    /// back. What is said about it stands behind `#`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for warning in &self.warnings {
+            writeln!(f, "# warning: {warning}")?;
+        }
         for right in &self.right {
-            writeln!(f, "# {} is already on {}", right.device, right.driver)?;
+            writeln!(f, "# {right}: nothing to do")?;
+        }
+        for planned in &self.devices {
+            let found = planned.found_driver.as_deref().unwrap_or("no driver");
+            let targets = planned.targets.iter().map(|target| target.driver.as_str());
+            let targets = targets.collect::<Vec<_>>().join(", else ");
+            writeln!(f, "# {}: from {found} to {targets}", planned.device)?;
+            for step in &planned.steps {
+                writeln!(f, "{step}")?;
+            }
+        }
+        for planned in self.devices.iter().rev() {
+            writeln!(f, "# to give {} back:", planned.device)?;
+            for step in &planned.undo {
+                writeln!(f, "{step}")?;
+            }
         }
         Ok(())
     }

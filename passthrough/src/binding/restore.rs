@@ -1,8 +1,17 @@
+//! Plays a journal back: compares each device with what it was, and does what
+//! is still missing. Done twice, or cut short and done again, it ends the same.
+
 use std::fmt;
 
 use serde::Serialize;
 
 use super::device::DeviceName;
+use super::error::BindError;
+use super::journal::Entry;
+use super::kernel::{
+    Kernel, bind, probe, set_override, set_power_control, set_virtual_functions, unbind,
+};
+use crate::host::Holders;
 
 /// What became of a device that was to be given back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -10,6 +19,7 @@ pub struct Released {
     /// The device.
     pub device: DeviceName,
     /// What became of it.
+    #[serde(flatten)]
     pub outcome: Outcome,
 }
 
@@ -58,5 +68,204 @@ impl fmt::Display for Released {
             ),
             Outcome::Failed { reason } => write!(f, "{device} is not back: {reason}"),
         }
+    }
+}
+
+/// Gives the device of `entry` back.
+pub(super) fn give_back(kernel: Kernel<'_>, entry: &Entry, holders: &Holders) -> Released {
+    let outcome = Restore {
+        kernel,
+        entry,
+        holders,
+    };
+    Released {
+        device: entry.device.clone(),
+        outcome: outcome.run().unwrap_or_else(|error| Outcome::Failed {
+            reason: error.to_string(),
+        }),
+    }
+}
+
+#[derive(Debug)]
+struct Restore<'a> {
+    kernel: Kernel<'a>,
+    entry: &'a Entry,
+    holders: &'a Holders,
+}
+
+impl Restore<'_> {
+    fn run(&self) -> Result<Outcome, BindError> {
+        let device = &self.entry.device;
+        if !self.kernel.has(device)? {
+            return Ok(Outcome::Gone);
+        }
+        let now = self.kernel.driver(device)?;
+        if let Some(driver) = &now
+            && !self.is_found(driver)
+            && !self.entry.is_ours(driver)
+            && !self.entry.hot_added
+        {
+            self.restore_override()?;
+            let driver = driver.to_owned();
+            return Ok(Outcome::LeftAlone { driver });
+        }
+        if now != self.entry.found.driver {
+            // Else it would be waited for in vain, and with it a process.
+            self.check_users()?;
+        }
+        self.restore_override()?;
+        if let Some(driver) = now.filter(|driver| self.entry.is_ours(driver)) {
+            let write = unbind(device, &driver);
+            match self.kernel.write(device, &write, &self.after_unbind()) {
+                // Somebody was faster. What it is on now is seen below.
+                Err(BindError::Write { answer, .. })
+                    if answer.raw_os_error() == Some(libc::ENODEV) => {}
+                other => other?,
+            }
+        }
+        self.restore_driver()?;
+        self.restore_power_control()?;
+        self.restore_virtual_functions()?;
+        let driver = self.kernel.driver(device)?;
+        Ok(Outcome::Back { driver })
+    }
+
+    fn is_found(&self, driver: &str) -> bool {
+        self.entry.found.driver.as_deref() == Some(driver)
+    }
+
+    fn check_users(&self) -> Result<(), BindError> {
+        let Entry { device, group, .. } = self.entry;
+        let holders = self.kernel.users(device, *group, self.holders);
+        if holders.is_empty() {
+            return Ok(());
+        }
+        let device = device.clone();
+        Err(BindError::InUse { device, holders })
+    }
+
+    /// What has to follow an unbind that comes through late.
+    fn after_unbind(&self) -> Vec<super::Write> {
+        let device = &self.entry.device;
+        let before = self.entry.found.driver_override.as_deref();
+        let mut undo = vec![set_override(device, before)];
+        if self.wants_probe() {
+            undo.push(probe(device));
+        }
+        undo
+    }
+
+    /// What was without a driver stays without, but for what has come into a
+    /// held group: the host has not had its chance to take that.
+    fn wants_probe(&self) -> bool {
+        self.entry.found.driver.is_some() || self.entry.hot_added
+    }
+
+    /// Only our own override is taken away: another value is somebody else's.
+    fn restore_override(&self) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        let before = &self.entry.found.driver_override;
+        let now = self.kernel.driver_override(device)?;
+        let ours = now
+            .as_ref()
+            .is_some_and(|now| self.entry.drivers.contains(now));
+        if ours && now != *before {
+            let write = set_override(device, before.as_deref());
+            self.kernel.write(device, &write, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Has the driver of before take the device again, and sees to it that it
+    /// did.
+    fn restore_driver(&self) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        let now = self.kernel.driver(device)?;
+        let Some(wanted) = &self.entry.found.driver else {
+            return self.check_driverless(now);
+        };
+        if now.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        if let Some(module) = &self.entry.found.driver_module
+            && self.kernel.driver_named(device.bus(), wanted)?.is_none()
+        {
+            self.kernel.load(module)?;
+        }
+        let answer = self.kernel.write(device, &probe(device), &[]);
+        let mut now = self.kernel.driver(device)?;
+        if let Some(other) = now.as_ref().filter(|now| *now != wanted) {
+            // Another driver of the host knows the device too, and was asked
+            // first. The right one is named.
+            self.kernel.write(device, &unbind(device, other), &[])?;
+            self.kernel.write(device, &bind(device, wanted), &[])?;
+            now = self.kernel.driver(device)?;
+        }
+        if now.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        answer?;
+        Err(BindError::NotBound {
+            device: device.clone(),
+            wanted: wanted.clone(),
+            found: on(now.as_deref()),
+            hint: "its driver refuses it; see `dmesg | tail`".to_owned(),
+        })
+    }
+
+    /// For a device that had no driver.
+    fn check_driverless(&self, now: Option<String>) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        match now {
+            // Whichever driver of the host wants it, or none.
+            None if self.entry.hot_added => self.kernel.write(device, &probe(device), &[]),
+            Some(driver) if !self.entry.hot_added => Err(BindError::NotBound {
+                device: device.clone(),
+                wanted: "no driver".to_owned(),
+                found: on(Some(&driver)),
+                hint: "another driver took it at that moment; unbind it by hand".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// vfio-pci lets the device sleep and, when it lets go of it, forbids that
+    /// again (`pm_runtime_allow`, `pm_runtime_forbid`), whatever it was.
+    fn restore_power_control(&self) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        let Some(before) = &self.entry.found.power_control else {
+            return Ok(());
+        };
+        let now = self.kernel.power_control(device)?;
+        if now.is_some_and(|now| now != *before) {
+            let write = set_power_control(device, before);
+            self.kernel.write(device, &write, &[])?;
+        }
+        Ok(())
+    }
+
+    fn restore_virtual_functions(&self) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        let Some(before) = self
+            .entry
+            .found
+            .virtual_functions
+            .filter(|count| *count > 0)
+        else {
+            return Ok(());
+        };
+        if self.kernel.virtual_functions(device)? == Some(0) {
+            let write = set_virtual_functions(device, before);
+            self.kernel.write(device, &write, &[])?;
+        }
+        Ok(())
+    }
+}
+
+/// The driver that a device is on, in a sentence.
+pub(super) fn on(driver: Option<&str>) -> String {
+    match driver {
+        Some(driver) => format!("is on {driver}"),
+        None => "has no driver".to_owned(),
     }
 }
