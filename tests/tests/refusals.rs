@@ -172,7 +172,7 @@ fn devices_that_cannot_be_had() {
         both("0000:7f:00.0", &["no PCI function 0000:7f:00.0", "lspci"])?;
         both(
             &disk.to_string(),
-            &["is on the host driver 'nvme'", "fix:", "driver_override"],
+            &["is on the host driver 'nvme'", "fix:", "airlock bind"],
         )?;
         both(&free, &[&free, "in no IOMMU group"])?;
         assert_eq!(

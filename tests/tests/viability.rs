@@ -104,7 +104,7 @@ fn conventional_devices_behind_one_bridge() {
         // What the user reads in the most common case.
         put(host, "old-a", "vfio-pci")?;
         put(host, "old-b", "e1000")?;
-        let words = ["owns the DMA", "Operation not permitted", "driver_override"];
+        let words = ["owns the DMA", "Operation not permitted", "airlock bind"];
         agree(host, "old-a", &[], false, &words)?;
         // The group came back: its other device works on as before.
         let interface = host.address("old-b")?;

@@ -396,4 +396,3 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindEr
         answer,
     }
 }
-

@@ -46,7 +46,10 @@ impl Scene {
                 devices: devices.iter().map(|device| name(device)).collect(),
                 ..BindRequest::default()
             },
-            run: tempfile::tempdir().unwrap(),
+            // Memory, as /run is: a disk takes its time over each sync.
+            run: tempfile::tempdir_in("/dev/shm")
+                .or_else(|_| tempfile::tempdir())
+                .unwrap(),
         }
     }
 

@@ -145,7 +145,7 @@ fn a_refusal_names_step_errno_and_what_to_change() {
     assert!(text.contains("claim /dev/vfio/5"), "{text}");
     assert!(text.contains("owns the DMA"), "{text}");
     assert!(text.contains("(os error 1)"), "{text}");
-    let fix = "fix: echo vfio-pci > /sys/bus/pci/devices/0000:02:02.0/driver_override";
+    let fix = "fix: airlock bind 0000:02:02.0";
     assert!(text.contains(fix), "{text}");
 }
 

@@ -124,21 +124,18 @@ fn the_same_device_twice() {
 #[test]
 fn a_device_on_its_host_driver() {
     let host = isolated("nvme");
-    let steps = "echo vfio-pci > /sys/bus/pci/devices/0000:01:00.0/driver_override \
-                 && echo 0000:01:00.0 > /sys/bus/pci/devices/0000:01:00.0/driver/unbind \
-                 && echo 0000:01:00.0 > /sys/bus/pci/drivers_probe";
+    let steps = "airlock bind 0000:01:00.0";
     let reason = "0000:01:00.0 is on the host driver 'nvme'; a guest can get it only from vfio-pci";
     assert_no(&host.plan(&[DEVICE]), &[reason, &format!("fix: {steps}")]);
 
     host.remove("/sys/bus/pci/drivers/vfio-pci").user(1000, "0");
-    let expected = format!("fix: sudo sh -c 'modprobe vfio-pci && {steps}'");
+    let expected = format!("fix: sudo {steps}");
     assert_no(&host.plan(&[DEVICE]), &[reason, &expected]);
 }
 
 #[test]
 fn a_device_without_a_driver_or_on_a_stub() {
-    let fix = "fix: echo vfio-pci > /sys/bus/pci/devices/0000:01:00.0/driver_override \
-               && echo 0000:01:00.0 > /sys/bus/pci/drivers_probe";
+    let fix = "fix: airlock bind 0000:01:00.0";
     assert_no(
         &isolated("").plan(&[DEVICE]),
         &[
@@ -224,9 +221,7 @@ fn a_noiommu_group() {
 fn another_member_on_a_host_driver() {
     let host = isolated("vfio-pci");
     host.endpoint("0000:00:1c.0/0000:01:00.1", Some(12), "snd_hda_intel");
-    let fix = "fix: echo vfio-pci > /sys/bus/pci/devices/0000:01:00.1/driver_override \
-               && echo 0000:01:00.1 > /sys/bus/pci/devices/0000:01:00.1/driver/unbind \
-               && echo 0000:01:00.1 > /sys/bus/pci/drivers_probe";
+    let fix = "fix: airlock bind 0000:01:00.1";
     assert_no(
         &host.plan(&[DEVICE]),
         &[

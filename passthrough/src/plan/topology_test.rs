@@ -216,10 +216,7 @@ fn a_variant_driver_that_fits() {
     );
     assert_eq!(
         item.remedies[0].to_string(),
-        "modprobe best_vfio_pci \
-         && echo best_vfio_pci > /sys/bus/pci/devices/0000:01:00.0/driver_override \
-         && echo 0000:01:00.0 > /sys/bus/pci/devices/0000:01:00.0/driver/unbind \
-         && echo 0000:01:00.0 > /sys/bus/pci/drivers_probe"
+        "airlock bind 0000:01:00.0 --driver best_vfio_pci"
     );
     // On the variant by any spelling, nothing is left to say.
     host.file("/sys/bus/pci/drivers/best-vfio-pci/bind", "")

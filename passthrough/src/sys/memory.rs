@@ -295,6 +295,24 @@ mod tests {
     }
 
     #[test]
+    fn a_device_s_memory_is_not_inherited() {
+        let page = page_size() as usize;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(page as u64).unwrap();
+        let placement = Placement {
+            alignment: page,
+            phase: 0,
+        };
+        let map = Mapping::of_file(file.as_fd(), 0, page, placement).unwrap();
+        let start = format!("{:x}-", map.address().as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let entry = &maps[maps.find(&start).unwrap()..];
+        let flags = entry.lines().find(|line| line.starts_with("VmFlags:"));
+        // VM_DONTCOPY (proc_pid_smaps(5)).
+        assert!(flags.unwrap().contains(" dc "), "{flags:?}");
+    }
+
+    #[test]
     fn odd_sizes_are_refused() {
         let page = page_size() as usize;
         let file = tempfile::tempfile().unwrap();

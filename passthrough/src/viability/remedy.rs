@@ -3,6 +3,7 @@ use std::fmt;
 use devices::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 
+use super::member::is_vfio_driver;
 use crate::host::{Process, Survey};
 
 /// What the user can do about a failed check.
@@ -32,24 +33,18 @@ impl Remedy {
     }
 
     /// Moves `device` from the driver that it is on to vfio-pci, or to the
-    /// variant that fits it better, by `driver_override`: unlike `new_id` it
-    /// touches no other device.
+    /// variant that fits it better. One that is on vfio-pci stays there unless
+    /// the variant is named.
     pub(crate) fn bind_to_vfio(survey: &Survey, device: PciAddress) -> Self {
-        let folder = format!("/sys/bus/pci/devices/{device}");
-        let function = survey.functions.get(&device);
-        let driver = function.map_or("vfio-pci".to_owned(), |function| {
-            survey.vfio.driver_for(function)
-        });
-        let mut steps = Vec::new();
-        if !survey.vfio.drivers.contains(&driver) {
-            steps.push(format!("modprobe {driver}"));
+        let mut script = format!("airlock bind {device}");
+        if let Some(function) = survey.functions.get(&device)
+            && let Some(driver) = &function.driver
+            && is_vfio_driver(driver, function.vfio_device.as_deref())
+        {
+            let best = survey.vfio.driver_for(function);
+            script.push_str(&format!(" --driver {best}"));
         }
-        steps.push(format!("echo {driver} > {folder}/driver_override"));
-        if function.is_some_and(|function| function.driver.is_some()) {
-            steps.push(format!("echo {device} > {folder}/driver/unbind"));
-        }
-        steps.push(format!("echo {device} > /sys/bus/pci/drivers_probe"));
-        Self::privileged(&survey.process, steps.join(" && "))
+        Self::privileged(&survey.process, script)
     }
 
     /// Takes `device` from its driver and leaves it without one.

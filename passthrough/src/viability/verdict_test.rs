@@ -48,12 +48,7 @@ fn a_host_driver_blocks_under_both_rules() {
         assert_eq!(blocking, ["0000:02:02.0"]);
         assert_eq!(verdict.changes.len(), 1, "no member is changed needlessly");
         let remedy = verdict.changes[0].remedy(&survey).to_string();
-        assert_eq!(
-            remedy,
-            "echo vfio-pci > /sys/bus/pci/devices/0000:02:02.0/driver_override \
-             && echo 0000:02:02.0 > /sys/bus/pci/devices/0000:02:02.0/driver/unbind \
-             && echo 0000:02:02.0 > /sys/bus/pci/drivers_probe"
-        );
+        assert_eq!(remedy, "airlock bind 0000:02:02.0");
     }
 }
 
