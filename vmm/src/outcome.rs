@@ -170,7 +170,11 @@ impl VcpuObserver for EndReport {
     }
 
     fn ended(&self, id: u8, end: VcpuEnd) {
-        self.end(Outcome::Crashed { vcpu: id, end });
+        self.end(match end {
+            // Not the guest's doing.
+            VcpuEnd::Panicked => Outcome::HostRefused(format!("vCPU {id}: {end}")),
+            end => Outcome::Crashed { vcpu: id, end },
+        });
     }
 }
 

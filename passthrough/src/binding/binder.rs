@@ -119,6 +119,7 @@ impl Binder {
             open: None,
             keep,
             devices: Vec::new(),
+            drivers: Vec::new(),
             right: plan.right.clone(),
             notes: Vec::new(),
         };
@@ -157,6 +158,11 @@ impl Binder {
             return Err(undo(kernel, cause, &touched, &mut open));
         }
         binding.devices = touched;
+        let entries = open.journal.devices.iter();
+        // The one that it is on comes first.
+        binding.drivers = entries
+            .map(|entry| entry.drivers.first().cloned().unwrap_or_default())
+            .collect();
         binding.open = (keep == Keep::WhileHeld).then_some(open);
         Ok(binding)
     }
@@ -264,6 +270,7 @@ impl Binder {
             open: None,
             keep: Keep::WhileHeld,
             devices: Vec::new(),
+            drivers: Vec::new(),
             right: Vec::new(),
             notes: Vec::new(),
         };
@@ -299,6 +306,7 @@ impl Binder {
             return Err(undo(kernel, cause, slice::from_ref(device), &mut open));
         }
         binding.devices.push(device.clone());
+        binding.drivers.push(driver.to_owned());
         binding.open = Some(open);
         Ok(binding)
     }

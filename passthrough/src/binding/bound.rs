@@ -17,6 +17,8 @@ pub struct Binding {
     pub(super) open: Option<OpenJournal>,
     pub(super) keep: Keep,
     pub(super) devices: Vec<DeviceName>,
+    /// As many as devices.
+    pub(super) drivers: Vec<String>,
     pub(super) right: Vec<AlreadyRight>,
     pub(super) notes: Vec<String>,
 }
@@ -36,6 +38,12 @@ impl Binding {
     /// not among them.
     pub fn devices(&self) -> &[DeviceName] {
         &self.devices
+    }
+
+    /// The same with the driver that each is on.
+    pub fn drivers(&self) -> impl Iterator<Item = (&DeviceName, &str)> {
+        let devices = self.devices.iter();
+        devices.zip(self.drivers.iter().map(String::as_str))
     }
 
     /// The devices that were right before, and stay where they are.

@@ -79,7 +79,7 @@ pub enum BindError {
         group: GroupId,
     },
     /// The host uses it.
-    #[error("{device} {uses}: the host still needs it. End that use, or force it")]
+    #[error("{device} {uses}: the host still needs it. End that use, or add `--force {device}`")]
     HostNeeds {
         /// The device.
         device: DeviceName,

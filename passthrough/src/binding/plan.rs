@@ -18,9 +18,9 @@ pub struct BindRequest {
     pub driver: Option<String>,
     /// Disable the VFs of a PF, which no VFIO driver takes otherwise.
     pub disable_vfs: bool,
-    /// Even if the host needs the device. A device that a process has open
-    /// stays refused.
-    pub force: bool,
+    /// Those that may be taken though the host needs them. A device that a
+    /// process has open stays refused.
+    pub force: Vec<DeviceName>,
 }
 
 /// What will be done, and nothing else. Made by

@@ -256,7 +256,7 @@ impl<'a> Planner<'a> {
             return Ok(());
         };
         let device = now.device.clone();
-        if !self.request.force {
+        if !self.request.force.contains(&device) {
             return Err(BindError::HostNeeds { device, uses });
         }
         plan.warnings
@@ -336,7 +336,8 @@ impl<'a> Planner<'a> {
         if self.held.contains(&now.device) {
             return Some("is held by airlock: release it first".to_owned());
         }
-        self.uses(now).filter(|_| !self.request.force)
+        self.uses(now)
+            .filter(|_| !self.request.force.contains(&now.device))
     }
 
     /// Says what will keep a group from being taken, even after the plan.

@@ -1,10 +1,15 @@
 //! The command line: one file a command.
 
+mod bind;
+mod bindings;
 mod check;
+mod columns;
 mod consent;
 mod devices;
 mod inventory;
+mod lease;
 mod names;
+mod release;
 mod run;
 mod style;
 
@@ -30,6 +35,12 @@ enum Command {
     Devices(devices::Args),
     /// Say whether devices can be handed to a guest, and if not, why
     Check(check::Args),
+    /// Take devices from the host's drivers for VFIO, so that each can go back
+    Bind(bind::Args),
+    /// Give devices back to the host's drivers
+    Release(release::Args),
+    /// List what is bound, by whom, and what it goes back to
+    Bindings(bindings::Args),
     /// Boot a guest
     Run(run::Args),
 }
@@ -56,6 +67,9 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Devices(args) => devices::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Bind(args) => bind::run(&args),
+        Command::Release(args) => release::run(&args),
+        Command::Bindings(args) => bindings::run(&args),
         Command::Run(args) => run::run(args),
     }
 }

@@ -1,11 +1,14 @@
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
+use super::lease::{BindScope, Lease};
 use crate::config::{MemorySize, OnViabilityLoss, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
+use crate::outcome::Outcome;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
 
@@ -48,6 +51,17 @@ pub(super) struct Args {
     /// Host address of a PCI device to assign; may be given several times
     #[arg(long = "device", value_name = "BDF")]
     devices: Vec<String>,
+    /// Bind the devices to VFIO for the life of the VM and give them back
+    /// afterwards; with `=group` also every other endpoint of their groups
+    #[arg(
+        long,
+        value_name = "device|group",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "device",
+        requires = "devices"
+    )]
+    bind: Option<BindScope>,
     /// What to do when the host unbinds or unplugs a device of the guest, or
     /// puts one of its IOMMU group to work for itself: release takes the
     /// devices away from the running guest, stop ends the VM, warn only says so
@@ -77,7 +91,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     let path = args.timeline.clone();
     let code = match boot(args, timeline) {
         Ok(code) => code,
-        Err(error) => super::fail(&error),
+        Err(error) => super::fail(&*error),
     };
     if let Some(path) = path
         && let Err(error) = saved.save(&path)
@@ -90,7 +104,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     code
 }
 
-fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
+fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
     let config = VmConfig {
         kernel: args.kernel,
         initrd: args.initrd,
@@ -102,11 +116,25 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
         on_viability_loss: args.on_viability_loss,
         serial: args.serial,
     };
-    let vm = Vm::build(&config, timeline)?;
-    let signals = Signals::install(vm.report()).map_err(VmError::Signals)?;
-    let outcome = vm.run(vec![Box::new(signals)])?;
+    // From here on a signal ends the VM in good order, or keeps it from starting.
+    let signals = Signals::take_over().map_err(VmError::Signals)?;
+    let lease = match args.bind {
+        Some(scope) => Some(Lease::take(&config, scope)?),
+        None => None,
+    };
+    let outcome = run_vm(&config, timeline, signals);
+    // The VM has let go of its devices, whatever its end.
+    let back = lease.map_or(Ok(()), Lease::end);
+    let outcome = outcome?;
     if outcome.exit_code() != 0 {
         eprintln!("airlock: {outcome}");
     }
+    back?;
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn run_vm(config: &VmConfig, timeline: Timeline, signals: Signals) -> Result<Outcome, VmError> {
+    let vm = Vm::build(config, timeline)?;
+    let signals = signals.watch(vm.report());
+    vm.run(vec![Box::new(signals)])
 }

@@ -12,21 +12,23 @@ use crate::outcome::{EndReport, Outcome};
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 static LAST: AtomicI32 = AtomicI32::new(0);
 
-/// SIGTERM, SIGINT and SIGHUP end the VM in good order.
+/// SIGTERM, SIGINT and SIGHUP end the process in good order: what was taken
+/// from the host is given back first.
 ///
 /// Process-wide: for the command, not for an embedding monitor.
 #[derive(Debug)]
 pub struct Signals {
     wake: EventFd,
-    report: Arc<EndReport>,
 }
 
 impl Signals {
-    /// Takes the three signals over, for the rest of the process's life.
+    /// Takes the three signals over, for the rest of the process's life. They
+    /// no longer end the process: look at [`Self::arrived`] between steps, or
+    /// put a [`Self::watch`] into the event loop.
     ///
     /// # Errors
     /// When no eventfd or handler can be had.
-    pub fn install(report: Arc<EndReport>) -> io::Result<Self> {
+    pub fn take_over() -> io::Result<Self> {
         let wake = match WAKE.get() {
             Some(wake) => wake,
             None => {
@@ -39,9 +41,28 @@ impl Signals {
         }
         Ok(Self {
             wake: wake.try_clone()?,
-            report,
         })
     }
+
+    /// The number of a signal that has arrived and was not acted on.
+    pub fn arrived(&self) -> Option<i32> {
+        self.wake.read().ok().map(|_| LAST.load(Ordering::Acquire))
+    }
+
+    /// Ends the VM of `report` when a signal arrives, or did before.
+    pub fn watch(self, report: Arc<EndReport>) -> SignalWatch {
+        SignalWatch {
+            signals: self,
+            report,
+        }
+    }
+}
+
+/// Signals, as a part of the event loop.
+#[derive(Debug)]
+pub struct SignalWatch {
+    signals: Signals,
+    report: Arc<EndReport>,
 }
 
 /// Only what a signal handler may do: an atomic store and a write(2).
@@ -52,15 +73,19 @@ extern "C" fn handle(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     }
 }
 
-impl MutEventSubscriber for Signals {
+impl MutEventSubscriber for SignalWatch {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        if self.wake.read().is_ok() {
-            let signal = Some(LAST.load(Ordering::Acquire));
+        if let Some(signal) = self.signals.arrived() {
+            let signal = Some(signal);
             self.report.end(Outcome::Stopped { signal });
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, Events::new(&self.wake, EventSet::IN), "signals");
+        watch(
+            ops,
+            Events::new(&self.signals.wake, EventSet::IN),
+            "signals",
+        );
     }
 }

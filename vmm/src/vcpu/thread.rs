@@ -44,6 +44,11 @@ pub enum VcpuEnd {
     /// `KVM_RUN` failed.
     #[error("cannot run the vCPU")]
     Run(#[source] kvm_ioctls::Error),
+    /// The thread panicked.
+    #[error(
+        "its thread panicked, which is a bug in airlock: please report it with the message above"
+    )]
+    Panicked,
 }
 
 /// Called from a vCPU's thread when it stops by itself, with its number.
@@ -136,6 +141,21 @@ pub enum StartError {
 
 extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
+/// Ends the VM when the thread of a vCPU panics: it would hang otherwise, and
+/// nothing would be given back to the host.
+struct PanicWatch<'a> {
+    id: u8,
+    observer: &'a dyn VcpuObserver,
+}
+
+impl Drop for PanicWatch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.observer.ended(self.id, VcpuEnd::Panicked);
+        }
+    }
+}
+
 struct Runner {
     id: u8,
     vcpu: VcpuFd,
@@ -145,6 +165,10 @@ struct Runner {
 
 impl Runner {
     fn run(mut self, observer: &dyn VcpuObserver) {
+        let _watch = PanicWatch {
+            id: self.id,
+            observer,
+        };
         observer.entering(self.id);
         while !self.stop.load(Ordering::Acquire) {
             if let Some(end) = self.step() {
@@ -195,5 +219,41 @@ impl Runner {
                 self.buses.pio.read(io.port.into(), access);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Debug, Default)]
+    struct Ends(Mutex<Vec<String>>);
+
+    impl VcpuObserver for Ends {
+        fn entering(&self, _: u8) {}
+        fn ended(&self, id: u8, end: VcpuEnd) {
+            self.0.lock().unwrap().push(format!("{id}: {end}"));
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_end() {
+        let ends = Ends::default();
+        let run = |panics: bool| {
+            let _watch = PanicWatch {
+                id: 3,
+                observer: &ends,
+            };
+            assert!(!panics, "for the test");
+        };
+        std::thread::scope(|scope| {
+            assert!(scope.spawn(|| run(false)).join().is_ok());
+            assert!(ends.0.lock().unwrap().is_empty());
+            assert!(scope.spawn(|| run(true)).join().is_err());
+        });
+        let ends = ends.0.lock().unwrap();
+        assert!(ends[0].starts_with("3: its thread panicked"), "{ends:?}");
+        assert_eq!(ends.len(), 1);
     }
 }

@@ -1,9 +1,7 @@
-use super::{Inventory, Style, Tone, driver, driver_tone, id, link};
+use super::super::columns::{self, Cell};
+use super::{Inventory, Style, driver, driver_tone, id, link};
 
 const HEAD: [&str; 7] = ["ADDRESS", "GROUP", "DRIVER", "LINK", "ID", "CLASS", "NAME"];
-
-/// A cell and what it is to the reader.
-type Cell = (String, Option<Tone>);
 
 /// A line for each function, in the order of addresses, columns aligned.
 /// A group that is shared has its size in brackets.
@@ -29,24 +27,7 @@ pub(super) fn draw(inventory: &Inventory<'_>, style: Style) -> String {
             ]
         })
         .collect();
-    let head = HEAD.map(|title| (title.to_owned(), Some(Tone::Strong)));
-    let all = || std::iter::once(&head).chain(&rows);
-    let mut widths = [0; 7];
-    for row in all() {
-        for (width, (text, _)) in widths.iter_mut().zip(row) {
-            *width = text.chars().count().max(*width);
-        }
-    }
-    let lines = all().map(|row| {
-        let cells = row.iter().zip(widths).map(|((text, tone), width)| {
-            let space = " ".repeat(width - text.chars().count());
-            let text = tone.map_or_else(|| text.clone(), |tone| style.paint(tone, text));
-            text + &space
-        });
-        let line = cells.collect::<Vec<_>>().join("  ");
-        line.trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    columns::draw(HEAD, &rows, style)
 }
 
 #[cfg(test)]
