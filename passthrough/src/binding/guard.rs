@@ -389,16 +389,15 @@ impl Member {
         if self.new {
             return;
         }
-        let folder = folder(group, self.device.name());
         // What can't be read has not changed, as far as is known.
-        let Ok(driver) = sysfs.link(&format!("{folder}/driver")) else {
+        let Ok(driver) = sysfs.link(&self.device.attribute("driver")) else {
             return;
         };
         // An unbind takes the link away before it waits for the guest.
         if driver.is_none() {
             events.extend(self.leave(group));
         }
-        let host_driver = driver.filter(|driver| !is_harmless(sysfs, &folder, driver));
+        let host_driver = driver.filter(|driver| !is_harmless(sysfs, &self.device, driver));
         if let Some(driver) = &host_driver
             && self.host_driver != host_driver
         {
@@ -412,20 +411,16 @@ impl Member {
     }
 }
 
-fn folder(group: GroupId, name: &str) -> String {
-    format!("{GROUPS}/{group}/devices/{name}")
-}
-
 /// The device called `name` in `group`.
 fn name_of(sysfs: &dyn Sysfs, group: GroupId, name: &str) -> Option<DeviceName> {
-    let bus = sysfs.link(&format!("{}/subsystem", folder(group, name)));
+    let bus = sysfs.link(&format!("{GROUPS}/{group}/devices/{name}/subsystem"));
     DeviceName::new(&bus.ok().flatten()?, name).ok()
 }
 
 /// Whether a group with a device on `driver` stays viable.
-fn is_harmless(sysfs: &dyn Sysfs, folder: &str, driver: &str) -> bool {
+fn is_harmless(sysfs: &dyn Sysfs, device: &DeviceName, driver: &str) -> bool {
     // Only VFIO's drivers have this folder, whatever they are called.
-    let vfio = sysfs.list(&format!("{folder}/vfio-dev")).ok().flatten();
+    let vfio = sysfs.list(&device.attribute("vfio-dev")).ok().flatten();
     let vfio = vfio.and_then(|names| names.into_iter().next());
     is_vfio_driver(driver, vfio.as_deref())
         || driver.starts_with("vfio-")
@@ -435,12 +430,11 @@ fn is_harmless(sysfs: &dyn Sysfs, folder: &str, driver: &str) -> bool {
 /// Keeps host drivers from `device`, which joined `group`, as far as possible.
 fn join(binder: &Binder, group: GroupId, device: &DeviceName, holds: &Holds) -> Fate {
     let sysfs = binder.sysfs();
-    let folder = folder(group, device.name());
-    let driver = || sysfs.link(&format!("{folder}/driver")).ok().flatten();
-    let class = sysfs.read(&format!("{folder}/class")).ok().flatten();
+    let driver = || sysfs.link(&device.attribute("driver")).ok().flatten();
+    let class = sysfs.read(&device.attribute("class")).ok().flatten();
     let bridge = class.is_some_and(|class| class.starts_with("0x06"));
     let before = driver();
-    let harmless = |driver: &String| is_harmless(sysfs, &folder, driver);
+    let harmless = |driver: &String| is_harmless(sysfs, device, driver);
     if before.as_ref().is_some_and(harmless) || bridge && before.is_none() {
         // VFIO has no use for a bridge, and the kernel does.
         return Fate::Harmless { driver: before };

@@ -78,9 +78,16 @@ impl GroupFile {
     /// Takes the group out of its container. Devices of it must be closed.
     pub(super) fn leave(&self) -> io::Result<()> {
         // SAFETY: the request has no argument.
-        match unsafe { ioctl(&self.0, VFIO_GROUP_UNSET_CONTAINER()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        if unsafe { ioctl(&self.0, VFIO_GROUP_UNSET_CONTAINER()) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // It is in none. The kernel takes a group out by itself when its
+            // last device leaves VFIO (drivers/vfio/group.c,
+            // `vfio_device_remove_group`), which may have waited for us.
+            Some(libc::EINVAL) => Ok(()),
+            _ => Err(error),
         }
     }
 
