@@ -3,7 +3,9 @@
 use super::device::DeviceName;
 use super::error::BindError;
 use super::journal::{Entry, OpenJournal};
-use super::kernel::{Kernel, probe, same, set_override, set_virtual_functions, unbind};
+use super::kernel::{
+    Kernel, bring_back, is_vfio, probe, same, set_override, set_virtual_functions, unbind,
+};
 use super::plan::{AlreadyRight, PlannedDevice, Target};
 use super::restore::{Outcome, Released, give_back, on};
 use super::sysfs::Write;
@@ -52,7 +54,7 @@ pub(super) fn begin<'a>(
             driver => Err(changed(planned, driver.as_deref())),
         };
     }
-    if found.driver.as_deref().is_some_and(|d| d.contains("vfio")) {
+    if found.driver.as_deref().is_some_and(is_vfio) {
         let holders = kernel.users(device, planned.group, holders);
         if !holders.is_empty() {
             let device = device.clone();
@@ -185,11 +187,10 @@ impl Job<'_> {
     /// Override, unbind, probe, look.
     fn give_to(&self, kernel: Kernel<'_>, driver: &str) -> Result<(), BindError> {
         let Entry { device, found, .. } = &self.entry;
-        let mut undo = vec![set_override(device, found.driver_override.as_deref())];
+        let before = found.driver_override.as_deref();
+        let undo = [set_override(device, before)];
         kernel.write(device, &set_override(device, Some(driver)), &undo)?;
-        if found.driver.is_some() {
-            undo.push(probe(device));
-        }
+        let mut undo = bring_back(device, found.driver.as_deref(), before);
         if let Some(old) = &found.driver
             && kernel.driver(device)?.is_some()
         {

@@ -9,6 +9,7 @@ use super::error::BindError;
 use super::held::Found;
 use super::sysfs::{AccessError, Sysfs, Write};
 use crate::host::{GroupId, Holder, Holders};
+use crate::viability::is_vfio_driver;
 
 /// How long loading a module may take: firmware and other modules may have to
 /// come first.
@@ -214,6 +215,36 @@ pub(super) fn set_override(device: &DeviceName, driver: Option<&str>) -> Write {
     // Nothing at all would not even reach the kernel's function.
     let value = driver.unwrap_or("\n");
     Write::new(device.attribute("driver_override"), value)
+}
+
+/// The override with which a device on no driver finds back to `driver`. A
+/// VFIO driver takes only what is named to it, and its device may have got
+/// there by an override that was cleared since. Drivers of the host are left to
+/// their ids: what they have no id for, they may not survive.
+pub(super) fn way_back<'a>(driver: Option<&'a str>, before: Option<&'a str>) -> Option<&'a str> {
+    driver.filter(|driver| is_vfio(driver)).or(before)
+}
+
+/// Whether a driver gives devices to guests, on whatever bus.
+pub(super) fn is_vfio(driver: &str) -> bool {
+    is_vfio_driver(driver, None) || driver.starts_with("vfio-")
+}
+
+/// Brings a device that is on no driver back to where it was found.
+pub(super) fn bring_back(
+    device: &DeviceName,
+    driver: Option<&str>,
+    before: Option<&str>,
+) -> Vec<Write> {
+    let way = way_back(driver, before);
+    let mut writes = vec![set_override(device, way)];
+    if driver.is_some() {
+        writes.push(probe(device));
+    }
+    if way != before {
+        writes.push(set_override(device, before));
+    }
+    writes
 }
 
 /// Takes the device from `driver`, and from no other.

@@ -51,10 +51,14 @@ mod guard;
 mod held;
 mod holds;
 mod journal;
+#[cfg(test)]
+mod journal_test;
 mod kernel;
 mod news;
 mod plan;
 mod planner;
+#[cfg(test)]
+mod planner_test;
 mod restore;
 #[cfg(test)]
 mod scene;

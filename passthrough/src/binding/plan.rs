@@ -3,7 +3,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::device::DeviceName;
-use super::kernel::{probe, set_override, set_virtual_functions, unbind};
+use super::kernel::{bring_back, probe, set_override, set_virtual_functions, unbind};
 use super::sysfs::Write;
 use crate::host::{DriverOverride, GroupId};
 
@@ -103,17 +103,16 @@ impl PlannedDevice {
             DriverOverride::Any | DriverOverride::NotAsked => None,
         };
         steps.push(Step::Write(set_override(device, Some(&target.driver))));
-        undo.push(Step::Write(set_override(device, before)));
         steps.extend(
             self.found_driver
                 .iter()
                 .map(|driver| Step::Write(unbind(device, driver))),
         );
-        undo.push(Step::Write(unbind(device, &target.driver)));
         steps.push(Step::Write(probe(device)));
-        if self.found_driver.is_some() {
-            undo.push(Step::Write(probe(device)));
-        }
+        let back = bring_back(device, self.found_driver.as_deref(), before);
+        undo.extend(back.into_iter().map(Step::Write));
+        // The override comes first, as on the way there.
+        undo.insert(1, Step::Write(unbind(device, &target.driver)));
         if count > 0 {
             undo.push(Step::Write(set_virtual_functions(device, count)));
         }

@@ -9,8 +9,10 @@ use super::device::DeviceName;
 use super::error::BindError;
 use super::journal::Entry;
 use super::kernel::{
-    Kernel, bind, probe, set_override, set_power_control, set_virtual_functions, unbind,
+    Kernel, bind, bring_back, probe, set_override, set_power_control, set_virtual_functions,
+    unbind, way_back,
 };
+use super::sysfs::Write;
 use crate::host::Holders;
 
 /// What became of a device that was to be given back.
@@ -105,7 +107,7 @@ impl Restore<'_> {
             && !self.entry.is_ours(driver)
             && !self.entry.hot_added
         {
-            self.restore_override()?;
+            self.restore_override(self.before())?;
             let driver = driver.to_owned();
             return Ok(Outcome::LeftAlone { driver });
         }
@@ -113,7 +115,12 @@ impl Restore<'_> {
             // Else it would be waited for in vain, and with it a process.
             self.check_users()?;
         }
-        self.restore_override()?;
+        let way = if now == self.entry.found.driver {
+            self.before()
+        } else {
+            way_back(self.entry.found.driver.as_deref(), self.before())
+        };
+        self.restore_override(way)?;
         if let Some(driver) = now.filter(|driver| self.entry.is_ours(driver)) {
             let write = unbind(device, &driver);
             match self.kernel.write(device, &write, &self.after_unbind()) {
@@ -124,6 +131,9 @@ impl Restore<'_> {
             }
         }
         self.restore_driver()?;
+        if way != self.before() {
+            self.restore_override(self.before())?;
+        }
         self.restore_power_control()?;
         self.restore_virtual_functions()?;
         let driver = self.kernel.driver(device)?;
@@ -144,33 +154,31 @@ impl Restore<'_> {
         Err(BindError::InUse { device, holders })
     }
 
+    fn before(&self) -> Option<&str> {
+        self.entry.found.driver_override.as_deref()
+    }
+
     /// What has to follow an unbind that comes through late.
-    fn after_unbind(&self) -> Vec<super::Write> {
-        let device = &self.entry.device;
-        let before = self.entry.found.driver_override.as_deref();
-        let mut undo = vec![set_override(device, before)];
-        if self.wants_probe() {
+    fn after_unbind(&self) -> Vec<Write> {
+        let Entry { device, found, .. } = self.entry;
+        let mut undo = bring_back(device, found.driver.as_deref(), self.before());
+        if self.entry.hot_added {
             undo.push(probe(device));
         }
         undo
     }
 
-    /// What was without a driver stays without, but for what has come into a
-    /// held group: the host has not had its chance to take that.
-    fn wants_probe(&self) -> bool {
-        self.entry.found.driver.is_some() || self.entry.hot_added
-    }
-
-    /// Only our own override is taken away: another value is somebody else's.
-    fn restore_override(&self) -> Result<(), BindError> {
-        let device = &self.entry.device;
-        let before = &self.entry.found.driver_override;
+    /// Sets the override to `value`, if it is one of those that are set on the
+    /// way there and back: another one is somebody else's.
+    fn restore_override(&self, value: Option<&str>) -> Result<(), BindError> {
+        let Entry { device, found, .. } = self.entry;
         let now = self.kernel.driver_override(device)?;
-        let ours = now
-            .as_ref()
-            .is_some_and(|now| self.entry.drivers.contains(now));
-        if ours && now != *before {
-            let write = set_override(device, before.as_deref());
+        let now = now.as_deref();
+        let there = now.is_some_and(|now| self.entry.drivers.iter().any(|ours| ours == now));
+        let way = way_back(found.driver.as_deref(), None);
+        let back = now == self.before() || now.is_some() && now == way;
+        if (there || back) && now != value {
+            let write = set_override(device, value);
             self.kernel.write(device, &write, &[])?;
         }
         Ok(())

@@ -121,7 +121,22 @@ impl Scene {
         scene
     }
 
-    pub(super) fn all() -> [Named; 6] {
+    /// On vfio-pci by an override that was cleared since.
+    pub(super) fn rebound() -> Self {
+        let mut scene = Self::one();
+        scene
+            .fake
+            .add_driver("pci", FakeDriver::vfio("own_vfio_pci"));
+        scene.fake.change(NVME, |device| {
+            device.driver = Some("vfio-pci".to_owned());
+            device.vfio_device = Some("vfio-0000:01:00.0".to_owned());
+            device.power = "auto".to_owned();
+        });
+        scene.request.driver = Some("own_vfio_pci".to_owned());
+        scene
+    }
+
+    pub(super) fn all() -> [Named; 7] {
         [
             ("one device", Self::one),
             ("a group of three", Self::group),
@@ -129,6 +144,7 @@ impl Scene {
             ("one of two is right", Self::half_right),
             ("a device with an override", Self::overridden),
             ("a variant that refuses", Self::fallback),
+            ("from one VFIO driver to another", Self::rebound),
         ]
     }
 
