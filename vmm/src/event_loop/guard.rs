@@ -95,10 +95,15 @@ impl GuardWatch {
             ),
             OnViabilityLoss::Stop => {
                 log::warn!("ending the VM, so that the host can have {names}");
-                self.report.end(Outcome::DeviceLost(format!(
-                    "{event}. The host can have {names} now. Start the VM again without it, or \
-                     with --on-viability-loss release to have the guest go on without it next time"
-                )));
+                let next = match event {
+                    GuardEvent::Leaving { .. } => {
+                        "Start the VM again without it; with --on-viability-loss release a guest \
+                         goes on without it"
+                    }
+                    _ => "Then start the VM again",
+                };
+                self.report
+                    .end(Outcome::DeviceLost(format!("{event}. {next}")));
             }
             OnViabilityLoss::Release => {
                 for device in &lost {

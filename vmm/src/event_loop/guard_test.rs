@@ -186,12 +186,28 @@ fn stop_ends_the_vm_and_says_why() {
     for part in [
         "device 0000:01:00.0 of IOMMU group 7",
         "unbinding it",
-        "The host can have 0000:01:00.0 now",
+        "Start the VM again without it",
         "--on-viability-loss release",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert_eq!(rig.bar(0), MASKED, "the guest's until the end");
+}
+
+#[test]
+fn stop_says_how_to_mend_a_group() {
+    let mut rig = rig(OnViabilityLoss::Stop);
+    rig.tree
+        .0
+        .lock()
+        .unwrap()
+        .insert(DEVICES[1], "e1000".into());
+    rig.look.write(1).unwrap();
+    rig.watch.turn();
+    let text = rig.report.take().unwrap().to_string();
+    for part in ["'e1000' has taken", "airlock bind", "Then start the VM"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]
