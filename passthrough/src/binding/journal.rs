@@ -233,7 +233,9 @@ impl Store {
         Ok(Lock { _file: file })
     }
 
-    /// Every journal of this boot, sorted by name and so by age.
+    /// Every journal of this boot, sorted by name and so by age. One that is
+    /// being replaced at this moment may look as if nobody minded it: who is
+    /// to act on that needs the lock.
     pub(super) fn list(&self, boot_id: &str) -> Result<Vec<Stored>, BindError> {
         let folder = self.journals();
         let entries = match fs::read_dir(&folder) {

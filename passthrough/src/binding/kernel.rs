@@ -222,7 +222,12 @@ pub(super) fn set_override(device: &DeviceName, driver: Option<&str>) -> Write {
 /// there by an override that was cleared since. Drivers of the host are left to
 /// their ids: what they have no id for, they may not survive.
 pub(super) fn way_back<'a>(driver: Option<&'a str>, before: Option<&'a str>) -> Option<&'a str> {
-    driver.filter(|driver| is_vfio(driver)).or(before)
+    match (driver, before) {
+        (Some(driver), _) if is_vfio(driver) => Some(driver),
+        // Set while the device was on its driver, it would lead elsewhere.
+        (Some(driver), Some(before)) if driver != before => None,
+        _ => before,
+    }
 }
 
 /// Whether a driver gives devices to guests, on whatever bus.

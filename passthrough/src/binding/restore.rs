@@ -175,8 +175,8 @@ impl Restore<'_> {
         let now = self.kernel.driver_override(device)?;
         let now = now.as_deref();
         let there = now.is_some_and(|now| self.entry.drivers.iter().any(|ours| ours == now));
-        let way = way_back(found.driver.as_deref(), None);
-        let back = now == self.before() || now.is_some() && now == way;
+        let way = way_back(found.driver.as_deref(), self.before());
+        let back = now == self.before() || now == way;
         if (there || back) && now != value {
             let write = set_override(device, value);
             self.kernel.write(device, &write, &[])?;

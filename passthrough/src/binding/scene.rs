@@ -121,6 +121,15 @@ impl Scene {
         scene
     }
 
+    /// Its override names a driver, but nobody has had it probed since.
+    pub(super) fn astray() -> Self {
+        let scene = Self::one();
+        scene.fake.change(NVME, |device| {
+            device.driver_override = Some("vfio-pci".to_owned());
+        });
+        scene
+    }
+
     /// On vfio-pci by an override that was cleared since.
     pub(super) fn rebound() -> Self {
         let mut scene = Self::one();
@@ -136,7 +145,7 @@ impl Scene {
         scene
     }
 
-    pub(super) fn all() -> [Named; 7] {
+    pub(super) fn all() -> [Named; 8] {
         [
             ("one device", Self::one),
             ("a group of three", Self::group),
@@ -145,6 +154,7 @@ impl Scene {
             ("a device with an override", Self::overridden),
             ("a variant that refuses", Self::fallback),
             ("from one VFIO driver to another", Self::rebound),
+            ("an override that leads elsewhere", Self::astray),
         ]
     }
 

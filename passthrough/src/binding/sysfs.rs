@@ -226,6 +226,8 @@ impl Sysfs for KernelSysfs {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;
 
@@ -259,5 +261,40 @@ mod tests {
         let write = Write::new(path.to_str().unwrap().to_owned(), "\n");
         sysfs.write(&write, &[], limit).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"\n");
+    }
+
+    #[test]
+    fn a_write_that_waits_is_given_up_and_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let made = Command::new("mkfifo").arg(path("fifo")).status();
+        assert!(made.unwrap().success());
+        fs::write(path("undo"), "").unwrap();
+        let mut fifo = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path("fifo"))
+            .unwrap();
+        while fifo.write(&[0; 4096]).is_ok() {}
+        let write = Write::new(path("fifo"), "unbind");
+        let undo = [Write::new(path("undo"), "taken back")];
+        let limit = Duration::from_millis(100);
+        let late = KernelSysfs::new().write(&write, &undo, limit);
+        assert!(matches!(late, Err(AccessError::Late)), "{late:?}");
+        assert_eq!(fs::read(path("undo")).unwrap(), b"");
+        let end = Instant::now() + Duration::from_secs(20);
+        while fs::read(path("undo")).unwrap() != b"taken back" {
+            let _ = fifo.read(&mut [0; 4096]);
+            assert!(Instant::now() < end);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_module_that_there_is_not_is_said_so() {
+        let limit = Duration::from_secs(20);
+        let answer = KernelSysfs::new().load_module("no_such_module", limit);
+        assert!(matches!(answer, Err(AccessError::Refused(_))), "{answer:?}");
     }
 }

@@ -120,8 +120,10 @@ impl Worker<'_> {
     /// The first child: starts the second and ends.
     fn go_between(&self) -> ! {
         // Not fork(): that takes locks of the C library.
+        let flags = libc::c_long::from(libc::SIGCHLD);
+        let none: libc::c_long = 0;
         // SAFETY: without flags and with no stack, this is a plain fork.
-        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        let child = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
         match child {
             0 => self.work(),
             -1 => {
