@@ -95,8 +95,8 @@ impl Binder {
             held: &held.iter().map(|held| held.device.clone()).collect(),
         };
         let plan = planner.plan()?;
-        for planned in &plan.devices {
-            let held = held.iter().find(|held| held.device == planned.device);
+        for device in plan.all() {
+            let held = held.iter().find(|held| held.device == *device);
             // What is stale goes back before anything is bound, and may then
             // be bound like any other.
             if let Some(held) = held.filter(|held| held.state != HeldState::Stale) {
@@ -123,7 +123,10 @@ impl Binder {
             right: plan.right.clone(),
             notes: Vec::new(),
         };
-        if plan.devices.is_empty() {
+        // Where nothing is to be done, no privilege is needed, unless what looks
+        // right was left behind, and is about to go back.
+        let held = self.bindings().unwrap_or_default();
+        if plan.devices.is_empty() && !held.iter().any(|held| plan.names(&held.device)) {
             return Ok(binding);
         }
         let lock = self.lock()?;
@@ -131,6 +134,16 @@ impl Binder {
             binding.notes.push(format!("left behind: {released}"));
         }
         self.check_free(plan)?;
+        for AlreadyRight { device, driver } in &plan.right {
+            let now = kernel.driver(device)?;
+            if now.as_ref() != Some(driver) {
+                return Err(BindError::Changed {
+                    device: device.clone(),
+                    planned: format!("was on {driver}"),
+                    found: on(now.as_deref()),
+                });
+            }
+        }
         let holders = kernel.sysfs.holders();
         let mut jobs = Vec::new();
         for planned in &plan.devices {
@@ -342,10 +355,10 @@ impl Binder {
     /// Refuses to touch what is somebody's.
     fn check_free(&self, plan: &BindPlan) -> Result<(), BindError> {
         for held in self.bindings()? {
+            if plan.names(&held.device) {
+                return Err(taken(&held));
+            }
             for planned in &plan.devices {
-                if planned.device == held.device {
-                    return Err(taken(&held));
-                }
                 if planned.virtual_functions.contains(&held.device) {
                     return Err(BindError::VirtualFunctionInUse {
                         device: planned.device.clone(),

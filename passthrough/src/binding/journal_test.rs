@@ -177,6 +177,21 @@ fn what_is_left_behind_goes_back_before_the_next_bind() {
 }
 
 #[test]
+fn what_is_left_behind_is_not_right() {
+    let scene = Scene::one();
+    scene.fake.fault(2, Fault::CrashAfter);
+    assert!(Scene::program(|| scene.bind(Keep::WhileHeld)).is_none());
+    // It is on vfio-pci, and the plan says that this is right.
+    let plan = scene.plan().unwrap();
+    assert_eq!(plan.right.len(), 1);
+    let error = scene.binder().bind(&plan, Keep::WhileHeld).unwrap_err();
+    assert!(matches!(error, BindError::Changed { .. }), "{error}");
+    let binding = scene.bind(Keep::WhileHeld).unwrap();
+    assert_eq!(binding.devices(), [name(NVME)]);
+    assert!(binding.release().unwrap()[0].is_back());
+}
+
+#[test]
 fn a_journal_of_another_boot_means_nothing() {
     let scene = stale();
     scene.fake.set_boot_id("second");

@@ -84,6 +84,19 @@ pub struct AlreadyRight {
     pub driver: String,
 }
 
+impl BindPlan {
+    /// Every device that was asked for, with or without anything to do.
+    pub(super) fn all(&self) -> impl Iterator<Item = &DeviceName> {
+        let devices = self.devices.iter().map(|planned| &planned.device);
+        devices.chain(self.right.iter().map(|right| &right.device))
+    }
+
+    /// Whether `device` is one of them.
+    pub(super) fn names(&self, device: &DeviceName) -> bool {
+        self.all().any(|asked| asked == device)
+    }
+}
+
 impl PlannedDevice {
     /// Puts down the steps. They are those that the binder takes when nothing
     /// goes wrong; what it finds then counts.

@@ -185,8 +185,13 @@ fn a_variant_comes_first_and_a_right_device_stays() {
         notes[0].contains("is on vfio-pci: 0000:01:00.0 should be on best_vfio_pci"),
         "{notes:?}"
     );
-    let warnings = scene.fake.survey();
-    let plan = scene.binder().plan(&warnings, &scene.request).unwrap();
+    // It is airlock's, and nobody else's to bind.
+    assert!(refusal(&scene).contains("is bound already"));
+    let scene = Scene::fallback();
+    scene.fake.change(NVME, |device| {
+        device.driver = Some("vfio-pci".to_owned());
+    });
+    let plan = scene.plan().unwrap();
     assert_eq!(plan.right.len(), 1);
     assert!(
         plan.warnings[0].contains("--driver best_vfio_pci"),
