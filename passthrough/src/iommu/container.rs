@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AddressSpace, MapError, SpaceLimits};
@@ -23,11 +22,11 @@ pub(crate) trait Dma: Send + Sync + Debug {
 
 impl Dma for Container {
     fn map(&self, iova: u64, memory: &dyn HostMemory) -> io::Result<()> {
-        sys::map_dma(self.as_fd(), iova, memory)
+        self.map_dma(iova, memory)
     }
 
     fn unmap(&self, iova: u64, size: u64) -> io::Result<u64> {
-        sys::unmap_dma(self.as_fd(), iova, size)
+        self.unmap_dma(iova, size)
     }
 
     fn is_attached(&self) -> bool {

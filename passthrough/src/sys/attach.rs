@@ -1,6 +1,6 @@
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,14 +9,10 @@ use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_device_attr,
 };
 use kvm_ioctls::DeviceFd;
-use vfio_bindings::bindings::vfio::{VFIO_API_VERSION, VFIO_BASE, VFIO_TYPE, VFIO_TYPE1v2_IOMMU};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_val};
-use vmm_sys_util::ioctl_io_nr;
+use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::group::GroupFile;
-
-ioctl_io_nr!(VFIO_GET_API_VERSION, VFIO_TYPE as u32, VFIO_BASE);
-ioctl_io_nr!(VFIO_CHECK_EXTENSION, VFIO_TYPE as u32, VFIO_BASE + 1);
+use crate::ports::HostMemory;
 
 /// The kernel's steps to a device, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,29 +68,32 @@ impl KvmVfio {
     }
 }
 
-/// What the groups of a container share.
-struct Shared {
-    // Dropped in this order.
+/// The groups in a container.
+struct Groups {
     kvm: Option<KvmVfio>,
-    container: File,
     /// How many devices of a group are open, and the group. Those without any
     /// are not in here.
     ///
     /// Lock order: innermost. Held while a group comes or goes, so that nobody
     /// takes a container for attached that is losing its last one.
-    groups: Mutex<HashMap<u32, (usize, GroupFile)>>,
+    open: Mutex<HashMap<u32, (usize, GroupFile)>>,
 }
 
-impl Shared {
-    fn groups(&self) -> MutexGuard<'_, HashMap<u32, (usize, GroupFile)>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+impl Groups {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, (usize, GroupFile)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens `id` and brings it into the container, and before KVM.
-    fn open_group(&self, id: u32, first: bool) -> Result<GroupFile, Refusal> {
+    /// Opens `id` and brings it into `container`, and before KVM.
+    fn open_group(
+        &self,
+        id: u32,
+        container: BorrowedFd<'_>,
+        first: bool,
+    ) -> Result<GroupFile, Refusal> {
         // Closing it leaves the container again.
         let group = GroupFile::open(id)?;
-        group.join(self.container.as_fd(), first)?;
+        group.join(container, first)?;
         if let Some(kvm) = &self.kvm {
             kvm.set(&group, KVM_DEV_VFIO_FILE_ADD)
                 .map_err(|source| Refusal {
@@ -140,8 +139,10 @@ impl AsFd for AttachedDevice {
 
 /// One device's part in keeping its group in the container.
 struct Membership {
+    // Dropped in this order: the container outlives its groups.
     group: u32,
-    shared: Arc<Shared>,
+    groups: Arc<Groups>,
+    _container: Arc<dyn Any + Send + Sync>,
 }
 
 impl Debug for Membership {
@@ -152,23 +153,29 @@ impl Debug for Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let mut groups = self.shared.groups();
-        let Some((devices, _)) = groups.get_mut(&self.group) else {
+        let mut open = self.groups.lock();
+        let Some((devices, _)) = open.get_mut(&self.group) else {
             return;
         };
         *devices = devices.saturating_sub(1);
         if *devices == 0
-            && let Some((_, group)) = groups.remove(&self.group)
+            && let Some((_, group)) = open.remove(&self.group)
         {
-            self.shared.close_group(self.group, group);
+            self.groups.close_group(self.group, group);
         }
     }
 }
 
 /// A VFIO container with the type1 IOMMU: the groups in it share one address
 /// space. Closes when it and the last device in it are gone.
+///
+/// `vfio-ioctls` opens it and maps memory; the groups and devices are not given
+/// to it. Its `VfioDevice` panics in `drop` when the device has left sysfs, as
+/// it has when the host waits to remove it, and takes a group away from under
+/// its other devices.
 pub(crate) struct Container {
-    shared: Arc<Shared>,
+    groups: Arc<Groups>,
+    container: Arc<VfioContainer>,
 }
 
 impl Debug for Container {
@@ -181,7 +188,9 @@ impl Debug for Container {
 
 impl AsFd for Container {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.container.as_fd()
+        // SAFETY: the descriptor is open as long as the container, which is
+        // borrowed for as long as the answer.
+        unsafe { BorrowedFd::borrow_raw(self.container.as_raw_fd()) }
     }
 }
 
@@ -189,49 +198,54 @@ impl Container {
     /// Opens a container. Groups are made known to KVM through `kvm`, KVM's
     /// VFIO device, if it is given; it closes with the container.
     pub(crate) fn open(kvm: Option<OwnedFd>) -> Result<Self, Refusal> {
-        let container = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/vfio/vfio")
-            .map_err(|source| Refusal {
+        // Without KVM's device: which groups there are is minded here.
+        let container = VfioContainer::new(None).map_err(|error| match error {
+            VfioError::OpenContainer(source) => Refusal {
                 step: Step::OpenContainer,
                 source,
-            })?;
-        check(&container).map_err(|source| Refusal {
-            step: Step::CheckContainer,
-            source,
+            },
+            // Another version, or no type1.
+            error => Refusal {
+                step: Step::CheckContainer,
+                source: io::Error::new(io::ErrorKind::Unsupported, error.to_string()),
+            },
         })?;
-        let shared = Arc::new(Shared {
+        let groups = Groups {
             kvm: kvm.map(KvmVfio::new),
-            container,
-            groups: Mutex::default(),
-        });
-        Ok(Self { shared })
+            open: Mutex::default(),
+        };
+        Ok(Self {
+            groups: Arc::new(groups),
+            container: Arc::new(container),
+        })
     }
 
     /// Opens the device called `name` in sysfs, a member of group `id`, and
     /// brings its group into the container if it is not there yet.
     pub(crate) fn attach(&self, name: &str, id: u32) -> Result<AttachedDevice, Refusal> {
-        let mut groups = self.shared.groups();
-        let first = groups.is_empty();
-        let (devices, group) = match groups.remove(&id) {
+        let mut open = self.groups.lock();
+        let first = open.is_empty();
+        let (devices, group) = match open.remove(&id) {
             Some(known) => known,
-            None => (0, self.shared.open_group(id, first)?),
+            None => (0, self.groups.open_group(id, self.as_fd(), first)?),
         };
         match group.open_device(name) {
             Ok(file) => {
-                groups.insert(id, (devices + 1, group));
-                let shared = Arc::clone(&self.shared);
+                open.insert(id, (devices + 1, group));
                 Ok(AttachedDevice {
                     file,
-                    _membership: Membership { group: id, shared },
+                    _membership: Membership {
+                        group: id,
+                        groups: Arc::clone(&self.groups),
+                        _container: Arc::clone(&self.container) as Arc<dyn Any + Send + Sync>,
+                    },
                 })
             }
             Err(source) => {
                 if devices == 0 {
-                    self.shared.close_group(id, group);
+                    self.groups.close_group(id, group);
                 } else {
-                    groups.insert(id, (devices, group));
+                    open.insert(id, (devices, group));
                 }
                 let step = Step::OpenDevice;
                 Err(Refusal { step, source })
@@ -242,72 +256,64 @@ impl Container {
     /// Whether a group is in the container. The kernel undoes every map when
     /// the last one leaves.
     pub(crate) fn has_groups(&self) -> bool {
-        !self.shared.groups().is_empty()
+        !self.groups.lock().is_empty()
     }
-}
 
-/// Whether the container speaks our version of VFIO, and type1.
-fn check(container: &File) -> io::Result<()> {
-    // SAFETY: the request has no argument.
-    let version = unsafe { ioctl(container, VFIO_GET_API_VERSION()) };
-    if version < 0 {
-        return Err(io::Error::last_os_error());
+    /// Lets the container's devices read and write `memory` as `iova`. The
+    /// caller keeps `memory` until the range is unmapped or the container has
+    /// no group.
+    ///
+    /// # Errors
+    /// The kernel's; nothing is mapped then.
+    pub(crate) fn map_dma(&self, iova: u64, memory: &dyn HostMemory) -> io::Result<()> {
+        let address = memory.address().as_ptr();
+        // SAFETY: the contract of `HostMemory`: mapped as long as it lives, and
+        // not Rust data.
+        let result = unsafe { self.container.vfio_dma_map(iova, memory.size(), address) };
+        result.map_err(|error| match error {
+            VfioError::IommuDmaMap(errno) => io::Error::from_raw_os_error(errno.errno()),
+            error => io::Error::other(error),
+        })
     }
-    // SAFETY: the argument is a number, no address.
-    let type1 =
-        unsafe { ioctl_with_val(container, VFIO_CHECK_EXTENSION(), VFIO_TYPE1v2_IOMMU.into()) };
-    if type1 < 0 {
-        return Err(io::Error::last_os_error());
+
+    /// Takes a range away from the container's devices. Answers how many bytes
+    /// were mapped there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn unmap_dma(&self, iova: u64, size: u64) -> io::Result<u64> {
+        super::container::unmap_dma(self.as_fd(), iova, size)
     }
-    if u32::try_from(version) != Ok(VFIO_API_VERSION) || type1 == 0 {
-        let what = format!("VFIO of version {version}, type1 {type1}");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_numbers_of_the_calls() {
-        // linux/vfio.h: _IO(';', 100 + n).
-        assert_eq!(VFIO_GET_API_VERSION(), 0x3b64);
-        assert_eq!(VFIO_CHECK_EXTENSION(), 0x3b65);
-    }
-
-    #[test]
-    fn what_is_no_container_is_refused_with_its_errno() {
-        let error = check(&File::open("/dev/null").unwrap()).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
-    }
+    use std::fs::File;
 
     /// The way of the last device out, with files that are none of VFIO's.
     #[test]
     fn a_group_stays_as_long_as_one_of_its_devices() {
         let null = || File::open("/dev/null").unwrap();
-        let shared = Arc::new(Shared {
+        let groups = Arc::new(Groups {
             kvm: None,
-            container: null(),
-            groups: Mutex::default(),
+            open: Mutex::default(),
         });
-        let group = GroupFile::of(null());
-        shared.groups().insert(5, (2, group));
-        let container = Container {
-            shared: Arc::clone(&shared),
-        };
+        groups.lock().insert(5, (2, GroupFile::of(null())));
+        let container: Arc<dyn Any + Send + Sync> = Arc::new(());
         let device = || AttachedDevice {
             file: null().into(),
             _membership: Membership {
                 group: 5,
-                shared: Arc::clone(&shared),
+                groups: Arc::clone(&groups),
+                _container: Arc::clone(&container),
             },
         };
         let (first, second) = (device(), device());
         drop(first);
-        assert!(container.has_groups());
+        assert!(!groups.lock().is_empty());
         drop(second);
-        assert!(!container.has_groups());
+        assert!(groups.lock().is_empty());
+        assert_eq!(Arc::strong_count(&container), 1, "the container may go too");
     }
 }

@@ -2,7 +2,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::attach::{Container, Refusal};
-use super::container::{iommu_info, map_dma, unmap_dma};
+use super::container::iommu_info;
 use super::group::GroupFile;
 use super::memory::{Mapping, page_size};
 use crate::iommu::SpaceLimits;
@@ -57,8 +57,8 @@ impl Hold {
         let page = page_size();
         let size = usize::try_from(page).map_err(io::Error::other)?;
         let memory = Mapping::anonymous(size)?;
-        map_dma(self.container.as_fd(), iova, &memory)?;
-        match unmap_dma(self.container.as_fd(), iova, page) {
+        self.container.map_dma(iova, &memory)?;
+        match self.container.unmap_dma(iova, page) {
             Ok(_) => Ok(()),
             Err(error) => {
                 // It stays mapped until the container closes.

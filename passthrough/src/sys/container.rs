@@ -3,18 +3,16 @@ use std::mem::size_of;
 use std::os::fd::BorrowedFd;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS,
-    VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
-    VFIO_TYPE, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    VFIO_BASE, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref};
 use vmm_sys_util::ioctl_io_nr;
 
 use super::capability::{Answer, find, u32_at, u64_at};
 use crate::iommu::{IovaRange, SpaceLimits};
 
 ioctl_io_nr!(VFIO_IOMMU_GET_INFO, VFIO_TYPE as u32, VFIO_BASE + 12);
-ioctl_io_nr!(VFIO_IOMMU_MAP_DMA, VFIO_TYPE as u32, VFIO_BASE + 13);
 ioctl_io_nr!(VFIO_IOMMU_UNMAP_DMA, VFIO_TYPE as u32, VFIO_BASE + 14);
 
 const HEAD: u32 = size_of::<vfio_iommu_type1_info>() as u32;
@@ -79,52 +77,12 @@ fn parse_iommu_info(bytes: &[u8]) -> SpaceLimits {
     }
 }
 
-/// Lets the container's devices read and write `size` bytes of this process at
-/// `address`, as `iova`.
-///
-/// # Errors
-/// The kernel's; nothing is mapped then.
-///
-/// # Safety
-/// The memory must stay mapped, and must not be seen as Rust data, until it is
-/// unmapped again: devices write to it.
-unsafe fn map_raw(container: BorrowedFd<'_>, iova: u64, address: u64, size: u64) -> io::Result<()> {
-    let map = vfio_iommu_type1_dma_map {
-        argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
-        flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-        vaddr: address,
-        iova,
-        size,
-    };
-    // SAFETY: the kernel only reads the structure, whose length is in `argsz`.
-    match unsafe { ioctl_with_ref(&container, VFIO_IOMMU_MAP_DMA(), &map) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Lets the container's devices read and write `memory` as `iova`. The caller
-/// keeps `memory` until the range is unmapped or the container has no group.
-///
-/// # Errors
-/// The kernel's; nothing is mapped then.
-pub(crate) fn map_dma(
-    container: BorrowedFd<'_>,
-    iova: u64,
-    memory: &dyn crate::ports::HostMemory,
-) -> io::Result<()> {
-    let address = memory.address().as_ptr() as u64;
-    // SAFETY: the contract of `HostMemory`: mapped as long as it lives, and
-    // not Rust data.
-    unsafe { map_raw(container, iova, address, memory.size() as u64) }
-}
-
 /// Takes a range away from the container's devices. Answers how many bytes
 /// were mapped there.
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn unmap_dma(container: BorrowedFd<'_>, iova: u64, size: u64) -> io::Result<u64> {
+pub(super) fn unmap_dma(container: BorrowedFd<'_>, iova: u64, size: u64) -> io::Result<u64> {
     let mut unmap = vfio_iommu_type1_dma_unmap {
         argsz: size_of::<vfio_iommu_type1_dma_unmap>() as u32,
         iova,

@@ -16,7 +16,7 @@ mod memory;
 
 pub(crate) use attach::{AttachedDevice, Container, Refusal, Step};
 pub(crate) use claim::Hold;
-pub(crate) use container::{iommu_info, map_dma, unmap_dma};
+pub(crate) use container::iommu_info;
 pub(crate) use device::{KernelRegion, device_info, read_at, region_info, reset, write_at};
 pub(crate) use irq::{disable_irqs, irq_info, set_irqs};
 #[cfg(any(test, feature = "fake"))]
