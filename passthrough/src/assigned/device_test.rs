@@ -337,5 +337,5 @@ fn a_device_without_reset_takes_no_order_to() {
     assert!(setup.settle().is_empty());
 }
 
-#[path = "assigned_access_test.rs"]
+#[path = "access_test.rs"]
 mod access;

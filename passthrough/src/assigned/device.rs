@@ -1,5 +1,3 @@
-//! An assigned device: the parts put together as a function of the guest.
-
 use std::sync::Arc;
 
 use devices::pci::{BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, SettleError};
@@ -385,5 +383,5 @@ impl Drop for AssignedDevice {
 }
 
 #[cfg(test)]
-#[path = "assigned_test.rs"]
+#[path = "device_test.rs"]
 mod tests;
