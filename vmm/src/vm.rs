@@ -279,7 +279,7 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
         return Ok(Vec::new());
     }
     let survey = Survey::read(&Host::system())?;
-    let request = request(&config.devices, Some(config.memory), &config.consent);
+    let request = request(&config.addresses(), Some(config.memory), &config.consent);
     let plan = Plan::make(&survey, &request);
     if !plan.is_go() {
         return Err(VmError::NoGo(Box::new(plan)));

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
-use crate::config::{MemorySize, SerialOutput, VmConfig};
+use crate::config::{DeviceConfig, MemorySize, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
@@ -43,9 +43,10 @@ pub(super) struct Args {
     /// vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
-    /// Host address of a PCI device to assign; may be given several times
-    #[arg(long = "device", value_name = "BDF")]
-    devices: Vec<String>,
+    /// Host address of a PCI device to assign; may be given several times.
+    /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides it
+    #[arg(long = "device", value_name = "BDF[,rom=FILE|off]")]
+    devices: Vec<DeviceConfig>,
     #[command(flatten)]
     consent: ConsentArgs,
     /// The guest's serial port: stdio, off, or a file for its output
