@@ -11,6 +11,7 @@ mod config;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod host;
+pub mod inspect;
 mod interrupt;
 pub mod iommu;
 mod limit;
@@ -23,6 +24,6 @@ mod sys;
 pub mod vfio;
 pub mod viability;
 
-pub use assigned::{AssignError, AssignedDevice};
+pub use assigned::{AssignError, AssignOptions, AssignedDevice, Placement, RomSource};
 pub use config::ConfigError;
 pub use open::{OpenError, Opened, open};

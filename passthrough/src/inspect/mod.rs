@@ -1,0 +1,12 @@
+//! A device's config space side by side: as the host has it, and as a guest
+//! would see it, with the reason for every byte that differs.
+//!
+//! Plain data, made from an open device (`Inspection::of_backend`) or, without
+//! touching VFIO, from what sysfs tells (`Inspection::of_host`).
+
+mod data;
+
+pub use data::{
+    Access, Area, Bytes, Capability, Detail, Difference, Handling, Identity, Inspection, Interrupt,
+    Region, RegionKind, RegionPart, Register, Source,
+};
