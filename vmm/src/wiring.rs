@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use devices::bus::Bus;
 use devices::pci::{
-    BarAccess, BarDecode, EffectSink, Effects, FunctionHandle, PciAddress, PciFunction,
+    BarAccess, BarDecode, Change, EffectSink, FunctionHandle, PciAddress, PciFunction, Reach,
+    RootComplex,
 };
 
 use crate::dma::DmaMap;
@@ -49,9 +50,9 @@ impl Wiring {
         })
     }
 
-    fn decode(&self, address: PciAddress, function: &FunctionHandle) {
+    fn decode(&self, root: &RootComplex, address: PciAddress, function: &FunctionHandle) {
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = lock(function).decoded();
+        let now = root.decoded(address);
         books.wanted.insert(address, (Arc::clone(function), now));
         self.forget_moved(&mut books);
         self.answer_new(&mut books);
@@ -105,13 +106,20 @@ impl Wiring {
 }
 
 impl EffectSink for Wiring {
-    fn apply(&self, address: PciAddress, function: &FunctionHandle, effects: Effects) {
-        if effects.decoding {
-            self.decode(address, function);
-        }
-        if let Err(reason) = self.settle(function) {
-            let reason = format!("guest device {address}: {reason}");
-            self.report.end(Outcome::HostRefused(reason));
+    fn apply(&self, root: &RootComplex, changes: &[Change]) {
+        for change in changes {
+            let address = change.address;
+            if change.effects.decoding {
+                self.decode(root, address, &change.function);
+            }
+            let reach = Reach {
+                answering: root.decoded(address),
+                bus_master: root.is_bus_master(address),
+            };
+            if let Err(reason) = self.settle(&change.function, &reach) {
+                let reason = format!("guest device {address}: {reason}");
+                self.report.end(Outcome::HostRefused(reason));
+            }
         }
     }
 }
@@ -120,7 +128,7 @@ impl Wiring {
     /// Settles the function, but never with bus mastering on before all of RAM
     /// is mapped. The bit is looked at under the lock that settling takes: it
     /// may have been set by another vCPU, which waits here too.
-    fn settle(&self, function: &FunctionHandle) -> Result<(), String> {
+    fn settle(&self, function: &FunctionHandle, reach: &Reach) -> Result<(), String> {
         loop {
             let mut function = lock(function);
             match &self.dma {
@@ -130,7 +138,7 @@ impl Wiring {
                 }
                 _ => {
                     return function
-                        .settle()
+                        .settle(reach)
                         .map_err(|error| Chain(&*error).to_string());
                 }
             }
@@ -155,7 +163,7 @@ mod tests {
     use super::*;
     use crate::memory::{GuestRam, GuestRange};
     use crate::timeline::Timeline;
-    use devices::pci::{BarIndex, BarInfo, BarKind};
+    use devices::pci::{BarIndex, BarInfo, BarKind, Effects};
     use std::time::Duration;
 
     /// One BAR, wherever the test wants it; reads give its tag.
@@ -195,7 +203,7 @@ mod tests {
             data.fill(self.tag);
         }
         fn bar_write(&mut self, _: BarIndex, _: u64, _: &[u8]) {}
-        fn settle(&mut self) -> Result<(), devices::pci::SettleError> {
+        fn settle(&mut self, _: &Reach) -> Result<(), devices::pci::SettleError> {
             self.settled += 1;
             Ok(())
         }
@@ -205,6 +213,7 @@ mod tests {
         mmio: Arc<Bus>,
         wiring: Arc<Wiring>,
         functions: Vec<Arc<Mutex<Function>>>,
+        root: RootComplex,
     }
 
     impl Rig {
@@ -221,10 +230,16 @@ mod tests {
                 }))
             };
             let functions = vec![function(1), function(2)];
+            let root = RootComplex::new(wiring.clone());
+            for (device, function) in (0..).zip(&functions) {
+                let address = PciAddress::new(0, 0, device, 0).unwrap();
+                root.add(address, function.clone()).unwrap();
+            }
             Self {
                 mmio,
                 wiring,
                 functions,
+                root,
             }
         }
 
@@ -236,7 +251,12 @@ mod tests {
                 decoding: true,
                 bus_master: false,
             };
-            self.wiring.apply(address, &handle, effects);
+            let change = Change {
+                address,
+                function: handle,
+                effects,
+            };
+            self.wiring.apply(&self.root, &[change]);
         }
 
         fn read(&self, address: u64) -> u8 {

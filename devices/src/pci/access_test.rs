@@ -4,15 +4,14 @@ use proptest::prelude::*;
 
 use super::super::bar::BarKind;
 use super::super::fake::FakeFunction;
-use super::super::function::Effects;
-use super::super::root_complex::EffectSink;
+use super::super::root_complex::{Change, EffectSink};
 use super::*;
 
 #[derive(Debug)]
 struct Ignore;
 
 impl EffectSink for Ignore {
-    fn apply(&self, _: PciAddress, _: &FunctionHandle, _: Effects) {}
+    fn apply(&self, _: &RootComplex, _: &[Change]) {}
 }
 
 /// A root complex with one function at 00:03.1 (and its function 0).

@@ -8,6 +8,7 @@ mod capability;
 mod config;
 #[cfg(test)]
 mod fake;
+mod forwarding;
 mod function;
 mod host_bridge;
 mod msix;
@@ -20,7 +21,8 @@ pub use address::{PciAddress, PciAddressError};
 pub use bar::{BarDecode, BarIndex, BarInfo, BarKind};
 pub use capability::{Capability, ExtendedCapability, capabilities, extended_capabilities};
 pub use config::{CONFIG_SPACE_SIZE, ConfigSpace, Register};
-pub use function::{Effects, FunctionHandle, PciFunction, SettleError};
+pub use forwarding::Forwarding;
+pub use function::{Effects, FunctionHandle, PciFunction, Reach, SettleError};
 pub use host_bridge::{HOST_BRIDGE_ID, HostBridge};
 pub use msix::{MsiMessage, Msix};
-pub use root_complex::{EffectSink, RootComplex, TopologyError};
+pub use root_complex::{Change, EffectSink, RootComplex, TopologyError};

@@ -6,7 +6,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::address::PciAddress;
-use super::bar::{BarIndex, BarInfo, BarKind};
+use super::bar::{BarInfo, BarKind};
 use super::function::{Effects, FunctionHandle, PciFunction};
 use super::root_complex::{both, lock};
 
@@ -224,7 +224,7 @@ pub fn place(
         let space = match request.bar.kind {
             BarKind::Io => &mut io,
             BarKind::Memory64 { .. } if windows.memory64.is_some() => &mut memory64,
-            BarKind::Memory32 { .. } | BarKind::Memory64 { .. } => &mut memory32,
+            BarKind::Memory32 { .. } | BarKind::Memory64 { .. } | BarKind::Rom => &mut memory32,
         };
         let BarRequest { function, bar } = *request;
         let address = space.take(request, size)?;
@@ -320,10 +320,8 @@ fn read_address(function: &mut dyn PciFunction, bar: &BarInfo) -> u64 {
     };
     let register = bar.index.register();
     let low = read(register);
-    if bar.index == BarIndex::ROM {
-        return low & !0x7ff;
-    }
     match bar.kind {
+        BarKind::Rom => low & !0x7ff,
         BarKind::Io => low & !0x3,
         BarKind::Memory32 { .. } => low & !0xf,
         BarKind::Memory64 { .. } => low & !0xf | read(register + 4) << 32,
@@ -335,7 +333,7 @@ fn footprint(request: &BarRequest, page_size: u64) -> Result<u64, WindowError> {
     let size = request.bar.size;
     let taken = match request.bar.kind {
         BarKind::Io => size,
-        BarKind::Memory32 { .. } | BarKind::Memory64 { .. } => size.max(page_size),
+        BarKind::Memory32 { .. } | BarKind::Memory64 { .. } | BarKind::Rom => size.max(page_size),
     };
     if size.is_power_of_two() && taken.is_power_of_two() {
         Ok(taken)

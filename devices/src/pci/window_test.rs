@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::bar::BarIndex;
 use super::super::fake::FakeFunction;
 use super::*;
 
@@ -51,7 +52,7 @@ fn each_kind_in_its_window_largest_first() {
         request("00:02.0", 0, WIDE, 0x1_0000),
         request("00:02.0", 2, WIDE, 1 << 34),
         request("00:03.0", 0, PLAIN, 0x10_0000),
-        request("00:03.0", 6, PLAIN, 0x800),
+        request("00:03.0", 6, BarKind::Rom, 0x800),
         request("00:03.0", 2, BarKind::Io, 0x100),
     ];
     let expected = [
@@ -213,7 +214,7 @@ fn programming_turns_decoding_off_and_keeps_the_rest() {
         bar(0, WIDE, 1 << 34),
         bar(2, PLAIN, 0x1000),
         bar(3, BarKind::Io, 0x20),
-        bar(6, PLAIN, 0x1_0000),
+        bar(6, BarKind::Rom, 0x1_0000),
     ];
     let (handle, fake) = function(&bars);
     fake.lock().unwrap().space[4..6].copy_from_slice(&[0x07, 0x04]);
@@ -299,7 +300,7 @@ proptest! {
             let home = match placement.bar.kind {
                 BarKind::Io => windows.io,
                 BarKind::Memory64 { .. } => windows.memory64.or(windows.memory32),
-                BarKind::Memory32 { .. } => windows.memory32,
+                BarKind::Memory32 { .. } | BarKind::Rom => windows.memory32,
             }.unwrap();
             let last = placement.address + (size.max(grain) - 1);
             prop_assert!(placement.address >= home.base && last <= home.last().unwrap());

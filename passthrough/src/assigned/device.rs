@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use devices::pci::{BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, SettleError};
+use devices::pci::{
+    BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, Reach, SettleError,
+};
 use thiserror::Error;
 
 use crate::bar::{Bars, Emulated, pieces};
@@ -350,9 +352,20 @@ impl PciFunction for AssignedDevice {
         }
     }
 
-    fn settle(&mut self) -> Result<(), SettleError> {
-        let decoded = self.decoded();
-        self.bars.unmap_stale(&decoded);
+    fn reset(&mut self) -> Effects {
+        self.begin_reset();
+        Effects {
+            decoding: true,
+            bus_master: false,
+        }
+    }
+
+    fn release(&mut self, answering: &[BarDecode]) {
+        self.bars.unmap_stale(answering);
+    }
+
+    fn settle(&mut self, reach: &Reach) -> Result<(), SettleError> {
+        self.bars.unmap_stale(&reach.answering);
         if std::mem::take(&mut self.reset_pending) {
             self.carry_out_reset();
         }
@@ -360,13 +373,16 @@ impl PciFunction for AssignedDevice {
         if power < self.power {
             self.set_power(power);
         }
-        let handed_on = self.guest_command() & HANDED_ON;
+        let mut handed_on = self.guest_command() & HANDED_ON;
+        if !reach.bus_master {
+            handed_on &= !config::COMMAND_BUS_MASTER;
+        }
         let answers = self.set_command(self.command_of_host | handed_on);
         if power > self.power {
             self.set_power(power);
         }
         if answers {
-            self.bars.map_decoded(&decoded);
+            self.bars.map_decoded(&reach.answering);
         }
         Ok(())
     }

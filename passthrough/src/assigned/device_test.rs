@@ -75,7 +75,7 @@ fn plain_decoded() -> Setup {
     let mut setup = plain();
     setup.place(BAR);
     let _ = setup.command(MEMORY);
-    setup.device.settle().unwrap();
+    setup.settle();
     setup.journal.take();
     setup
 }
@@ -95,9 +95,18 @@ impl Setup {
         let _ = self.write(0x14, &bytes[4..]);
     }
 
+    /// On a bus of its own, with nothing else there.
+    fn settle_alone(&mut self) {
+        let reach = Reach {
+            answering: self.device.decoded(),
+            bus_master: true,
+        };
+        self.device.settle(&reach).unwrap();
+    }
+
     fn settle(&mut self) -> Vec<String> {
         self.journal.take();
-        self.device.settle().unwrap();
+        self.settle_alone();
         self.journal.take()
     }
 
@@ -286,7 +295,7 @@ fn in_d3hot_only_config_space_answers() {
 fn a_function_level_reset() {
     let mut setup = plain_decoded();
     let _ = setup.command(MEMORY | MASTER);
-    setup.device.settle().unwrap();
+    setup.settle();
     let bar = setup.bar();
     setup.device.bar_write(bar, 0x10, &[0xaa]);
     let _ = setup.write(0x42, &[0, 0x80]);
@@ -320,7 +329,7 @@ fn a_reset_that_fails_is_not_fatal() {
     let mut setup = plain_decoded();
     setup.host.refuse(Operation::Reset, libc::EAGAIN);
     let _ = setup.write(0x68, &[0, 0x80, 0, 0]);
-    setup.device.settle().unwrap();
+    setup.settle();
     setup.place(BAR);
     let _ = setup.command(MEMORY);
     assert!(setup.settle().len() > 1);
