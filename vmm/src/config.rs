@@ -148,16 +148,6 @@ impl FromStr for DeviceConfig {
     }
 }
 
-impl VmConfig {
-    /// The host addresses of the devices to assign, as the user wrote them.
-    pub fn addresses(&self) -> Vec<String> {
-        self.devices
-            .iter()
-            .map(|device| device.host.clone())
-            .collect()
-    }
-}
-
 impl MemorySize {
     /// `bytes` of RAM.
     ///
@@ -226,6 +216,14 @@ impl fmt::Display for MemorySize {
 }
 
 impl VmConfig {
+    /// The host addresses of the devices to assign, as the user wrote them.
+    pub fn addresses(&self) -> Vec<String> {
+        self.devices
+            .iter()
+            .map(|device| device.host.clone())
+            .collect()
+    }
+
     /// Checks what the types leave open.
     ///
     /// # Errors
