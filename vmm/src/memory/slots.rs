@@ -147,14 +147,20 @@ impl KvmSlots {
     }
 
     /// Maps guest RAM at guest physical `address` until the answer is dropped.
+    /// Device memory makes room for it.
     ///
     /// # Errors
-    /// [`SlotError`] when the range overlaps another or slots have run out.
+    /// [`SlotError`] when the range overlaps other RAM or slots have run out.
     pub fn map(&self, address: u64, memory: Arc<dyn HostMemory>) -> Result<Slot, SlotError> {
         let mut books = self.0.lock();
-        let number = self.0.occupy(&mut books, address, memory, true)?;
+        books.reserved.push(range_of(address, &*memory));
+        self.0.withdraw(&mut books);
+        let result = self.0.occupy(&mut books, address, memory, true);
+        // The slot, if there is one, keeps the place from now on.
+        books.reserved.pop();
+        self.0.settle(&mut books);
         let inner = Arc::clone(&self.0);
-        Ok(Slot { inner, number })
+        result.map(|number| Slot { inner, number })
     }
 
     /// Keeps device memory out of `range` for good: something that is neither

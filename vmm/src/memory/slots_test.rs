@@ -117,6 +117,8 @@ fn a_small_bar_in_a_large_ones_pages() {
 #[test]
 fn ram_stays() {
     let (slots, kvm) = slots();
+    let early = put(&slots, 4, 1, 2);
+    assert_eq!(kvm.mapped(), [(4, 2)]);
     let ram = slots.map(0, memory(9, 16)).unwrap();
     let bar = put(&slots, 8, 1, 1);
     assert_eq!(kvm.mapped(), [(0, 9)]);
@@ -131,6 +133,8 @@ fn ram_stays() {
         })
     ));
     drop(ram);
+    assert_eq!(kvm.mapped(), [(4, 2)]);
+    drop(early);
     assert_eq!(kvm.mapped(), []);
 }
 
