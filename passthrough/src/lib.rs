@@ -24,6 +24,6 @@ mod sys;
 pub mod vfio;
 pub mod viability;
 
-pub use assigned::{AssignError, AssignOptions, AssignedDevice, Placement, RomSource};
+pub use assigned::{AssignError, AssignOptions, AssignedDevice, Placement, RomError, RomSource};
 pub use config::ConfigError;
 pub use open::{OpenError, Opened, open};

@@ -281,9 +281,11 @@ fn in_d3hot_only_config_space_answers() {
     assert_eq!(setup.write(0x54, &[0, 0]), effects(true, false));
     let calls = setup.settle();
     assert_eq!(
-        calls[..2],
-        ["write 7 0x54 [0, 0]", "guest map 0xc0000000 0x2000"]
+        calls,
+        [COMMAND_OFF, "write 7 0x54 [0, 0]", COMMAND_OFF],
+        "the way back costs it its settings"
     );
+    assert_eq!(setup.device.decoded(), []);
     // D1 and D2 are not among its states.
     assert_eq!(setup.write(0x54, &[1, 0]), Effects::NONE);
     let mut state = [0xff; 2];

@@ -2,6 +2,10 @@
 
 mod device;
 mod options;
+mod power;
+mod reset;
+mod rom;
 
 pub use device::{AssignError, AssignedDevice};
 pub use options::{AssignOptions, Placement, RomSource};
+pub use rom::RomError;
