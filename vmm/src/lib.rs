@@ -17,6 +17,7 @@ pub mod request;
 pub mod rom;
 mod sys;
 pub mod timeline;
+pub mod topology;
 pub mod vcpu;
 pub mod vm;
 pub mod wiring;

@@ -1,18 +1,18 @@
 //! Builds and runs a VM: the only place where the floors are wired.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use devices::acpi;
 use devices::bus::{Bus, BusError};
 use devices::legacy::Serial;
-use devices::pci::{FunctionHandle, HostBridge, PciAddress, RootComplex, TopologyError};
+use devices::pci::{PciAddress, RootComplex};
 use kvm_ioctls::VcpuFd;
 use passthrough::host::{Host, Survey, SurveyError};
 use passthrough::plan::Plan;
 use passthrough::ports::HostMemory;
-use passthrough::{AssignError, AssignedDevice, OpenError, Opened};
+use passthrough::{OpenError, RomSource};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -28,8 +28,10 @@ use crate::memory::{
 use crate::outcome::{EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
 use crate::request::request;
+use crate::rom::{self, RomError};
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
+use crate::topology::{self, Devices, Ports, TopologyError};
 use crate::vcpu::{self, Buses, SetupError, StartError, VcpuObserver, VcpuThreads};
 use crate::wiring::Wiring;
 
@@ -69,9 +71,6 @@ pub enum VmError {
     /// The kernel would not hand a device over.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A device can't be shown to a guest.
-    #[error(transparent)]
-    Assign(#[from] AssignError),
     /// The guest's address space.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -87,6 +86,9 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// An option ROM.
+    #[error(transparent)]
+    Rom(#[from] RomError),
     /// The guest's PCI topology.
     #[error(transparent)]
     Topology(#[from] TopologyError),
@@ -138,8 +140,7 @@ pub struct Vm {
 /// What the assigned devices bring.
 #[derive(Default)]
 struct Assigned {
-    addresses: Vec<PciAddress>,
-    opened: Option<Opened>,
+    devices: Option<Devices>,
     dma: Option<DmaMap>,
 }
 
@@ -155,6 +156,7 @@ impl Vm {
         let source = BootSource::open(kernel, config.initrd.clone(), &config.cmdline)?;
         check_host_memory(config)?;
         let addresses = plan(config)?;
+        let roms = roms(config, &addresses)?;
         timeline.mark(Milestone::Plan);
 
         let hypervisor = Hypervisor::new()?;
@@ -163,11 +165,11 @@ impl Vm {
         let layout = GuestLayout::new(memory, address_bits, None)?;
         source.check_fit(layout.ram[0])?;
         let ram = GuestRam::new(&layout.ram)?;
-        let assigned = open(&hypervisor, addresses, &ram, &timeline)?;
-        let layout = match &assigned.opened {
+        let assigned = open(&hypervisor, addresses, roms, &ram, &timeline)?;
+        let layout = match &assigned.devices {
             // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
-            Some(opened) => {
-                let ranges = &opened.space.limits().ranges;
+            Some(devices) => {
+                let ranges = &devices.opened.space.limits().ranges;
                 GuestLayout::new(memory, address_bits, Some(ranges))?
             }
             None => layout,
@@ -195,9 +197,15 @@ impl Vm {
         };
         let (serial, console) = platform::add_legacy(&buses, &router, &config.serial, &report)?;
         let dma = assigned.dma.map(Arc::new);
-        let wiring = Wiring::new(&buses.mmio, &buses.pio, dma.clone(), Arc::clone(&report));
+        for range in platform::reserved(&layout) {
+            slots.reserve(range);
+        }
+        let ranges = Arc::new(slots.clone());
+        let (mmio, pio) = (&buses.mmio, &buses.pio);
+        let wiring = Wiring::new(mmio, pio, ranges, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let ports = Ports { router, slots };
+        topology::build(&root, assigned.devices, &ports)?;
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, &layout)?;
 
@@ -290,11 +298,22 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
     Ok(plan.devices)
 }
 
+/// The option ROM of each device, as the user wants it.
+fn roms(config: &VmConfig, addresses: &[PciAddress]) -> Result<Vec<RomSource>, RomError> {
+    let of_one = |address: &PciAddress| {
+        let mut devices = config.devices.iter();
+        let device = devices.find(|device| device.host.trim().parse() == Ok(*address));
+        device.map_or(Ok(RomSource::Device), |device| rom::load(&device.rom))
+    };
+    addresses.iter().map(of_one).collect()
+}
+
 /// Opens the devices, while RAM is being populated: the kernel resets each
 /// device at its first open, which takes a tenth of a second of waiting.
 fn open(
     hypervisor: &Hypervisor,
     addresses: Vec<PciAddress>,
+    roms: Vec<RomSource>,
     ram: &GuestRam,
     timeline: &Timeline,
 ) -> Result<Assigned, VmError> {
@@ -306,38 +325,11 @@ fn open(
     let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
     dma.hand_over(Arc::clone(&opened.space));
     Ok(Assigned {
-        addresses,
-        opened: Some(opened),
+        devices: Some(Devices {
+            addresses,
+            roms,
+            opened,
+        }),
         dma: Some(dma),
     })
-}
-
-/// The host bridge at 00.0, then each assigned device in a slot of its own.
-fn add_functions(
-    root: &RootComplex,
-    addresses: Vec<PciAddress>,
-    opened: Option<Opened>,
-    router: &Router,
-    slots: &KvmSlots,
-) -> Result<(), VmError> {
-    let slot = |device| PciAddress::new(0, 0, device, 0);
-    let first = PciAddress::from_requester_id(0);
-    root.add(first, Arc::new(Mutex::new(HostBridge::new())))?;
-    let Some(opened) = opened else {
-        return Ok(());
-    };
-    for ((host, backend), device) in addresses.into_iter().zip(opened.devices).zip(1u8..) {
-        let function = AssignedDevice::new(
-            host,
-            backend,
-            Arc::new(router.clone()),
-            Arc::new(slots.clone()),
-            Arc::clone(&opened.space),
-        )?;
-        let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
-        log::info!("host device {host} is guest device {address}");
-        let function: FunctionHandle = Arc::new(Mutex::new(function));
-        root.add(address, function)?;
-    }
-    Ok(())
 }

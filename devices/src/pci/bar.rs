@@ -126,7 +126,7 @@ impl BarInfo {
     }
 
     /// The low bits of the register, which don't belong to the address.
-    const fn low_bits(&self) -> u32 {
+    pub(super) const fn low_bits(&self) -> u32 {
         match self.kind {
             BarKind::Io => 0x3,
             BarKind::Rom => 0x7ff,

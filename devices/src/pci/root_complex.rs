@@ -136,7 +136,7 @@ impl RootComplex {
 
     /// Puts a root port in its place, with bus `bus` below it. The port's
     /// registers are to be programmed with that number:
-    /// [`super::window::program`] does it.
+    /// [`program`](super::program) does it.
     ///
     /// # Errors
     /// See [`TopologyError`].
@@ -462,3 +462,7 @@ fn requests(
 #[cfg(test)]
 #[path = "root_complex_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "routing_test.rs"]
+mod routing_tests;
