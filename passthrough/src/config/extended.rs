@@ -3,9 +3,9 @@ use devices::pci::{CONFIG_SPACE_SIZE, ExtendedCapability, extended_capabilities}
 use super::book::{Found, RuleBook};
 use super::resizable;
 use super::rule::{Access, Rule};
-use super::standard::{CUT_SHORT, Decision, SECOND, extent, room, title};
+use super::standard::{CUT_SHORT, Decision, SECOND, extent, room};
 use super::subject::Subject;
-use super::table::{EXTENDED, EXTENDED_SPACE, Fate, Kind, UNKNOWN, find};
+use super::table::{EXTENDED, EXTENDED_SPACE, Fate, Kind, UNKNOWN, find, name_of};
 
 const FIRST: u16 = 0x100;
 const END: u16 = CONFIG_SPACE_SIZE as u16;
@@ -45,7 +45,7 @@ pub(super) fn add(book: &mut RuleBook, subject: &Subject<'_>) {
         let found = Found {
             id,
             version: Some(version),
-            title: kind.map_or(("unknown", "PCI Code and ID Assignment §3"), title),
+            title: name_of(id, true),
             place: offset..offset + size,
             hidden: decision.as_ref().err().copied(),
         };

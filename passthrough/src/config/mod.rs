@@ -31,7 +31,8 @@ mod table;
 mod view;
 
 pub(crate) use bar::discover as discover_bars;
-pub(crate) use book::RuleBook;
+pub(crate) use bar::kind as bar_kind;
+pub(crate) use book::{Found, Placed, RuleBook};
 pub(crate) use command::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
 };
@@ -39,7 +40,9 @@ pub(crate) use command::{
 pub(crate) use msix::BarArea;
 pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
 pub(crate) use power::{CAPABILITIES as POWER_CAPABILITIES, CONTROL as POWER_CONTROL, PowerState};
+pub(crate) use rule::Access;
 pub(crate) use subject::Subject;
+pub(crate) use table::name_of;
 pub(crate) use view::{ConfigView, Scope, snapshot};
 
 use devices::pci::{BarIndex, BarKind};

@@ -7,7 +7,7 @@ use super::express::Express;
 use super::msix::MsixCapability;
 use super::rule::{Access, Rule};
 use super::subject::Subject;
-use super::table::{Fate, GAP, Kind, STANDARD, Size, UNKNOWN, find};
+use super::table::{Fate, GAP, Kind, STANDARD, Size, UNKNOWN, find, name_of};
 use super::{ConfigError, express};
 use crate::assigned::Placement;
 
@@ -59,7 +59,7 @@ pub(super) fn add(book: &mut RuleBook, subject: &Subject<'_>) -> Result<(), Conf
         let found = Found {
             id: id.into(),
             version: None,
-            title: kind.map_or(("unknown", "PCI Code and ID Assignment §2"), title),
+            title: name_of(id.into(), false),
             place: offset..offset + size,
             hidden: decision.as_ref().err().copied(),
         };
@@ -78,11 +78,6 @@ pub(super) fn add(book: &mut RuleBook, subject: &Subject<'_>) -> Result<(), Conf
     }
     book.place(0..END, &links(&shown));
     Ok(())
-}
-
-/// Name and section of a kind.
-pub(super) fn title(kind: &Kind) -> (&'static str, &'static str) {
-    (kind.name, kind.section)
 }
 
 /// Bytes from `offset` up to the next of `starts`, or to `end`.

@@ -266,6 +266,15 @@ impl ConfigView {
         Ok(())
     }
 
+    /// What a guest reads at first, all 4 KiB of it.
+    pub(crate) fn at_first(&self, snapshot: &ConfigSpace) -> Vec<u8> {
+        let byte = |at: u16| {
+            let device = self.device[usize::from(at)];
+            self.initial.u8(at) & !device | snapshot.u8(at) & device
+        };
+        (0..CONFIG_SPACE_SIZE as u16).map(byte).collect()
+    }
+
     /// The registers that are answered here.
     pub(crate) fn space(&self) -> &ConfigSpace {
         &self.space

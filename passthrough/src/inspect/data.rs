@@ -254,7 +254,8 @@ pub enum Handling {
     },
 }
 
-/// A run of bytes that differ, all for one reason.
+/// A run of bytes that differ, all for one reason. A few between them may be
+/// the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     /// The first byte.

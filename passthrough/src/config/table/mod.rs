@@ -62,6 +62,15 @@ pub(super) fn find(table: &'static [Kind], id: u16) -> Option<&'static Kind> {
     table.iter().find(|kind| kind.id == id)
 }
 
+/// What a capability is called, and where it is specified.
+pub(crate) fn name_of(id: u16, extended: bool) -> (&'static str, &'static str) {
+    let (table, unknown) = match extended {
+        false => (STANDARD, "PCI Code and ID Assignment §2"),
+        true => (EXTENDED, "PCI Code and ID Assignment §3"),
+    };
+    find(table, id).map_or(("unknown", unknown), |kind| (kind.name, kind.section))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
