@@ -3,6 +3,7 @@
 mod check;
 mod consent;
 mod devices;
+mod inspect;
 mod inventory;
 mod names;
 mod run;
@@ -30,6 +31,8 @@ enum Command {
     Devices(devices::Args),
     /// Say whether devices can be handed to a guest, and if not, why
     Check(check::Args),
+    /// Show a device's config space, and what a guest would see of it
+    Inspect(inspect::Args),
     /// Boot a guest
     Run(run::Args),
 }
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Devices(args) => devices::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Run(args) => run::run(args),
     }
 }
