@@ -24,6 +24,8 @@ mod msix;
 mod power;
 mod resizable;
 mod rule;
+#[cfg(test)]
+pub(crate) mod sample;
 mod size;
 mod standard;
 mod subject;
@@ -84,3 +86,6 @@ pub enum ConfigError {
         offset: u64,
     },
 }
+
+#[cfg(test)]
+mod rules_test;

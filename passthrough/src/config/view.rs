@@ -224,10 +224,17 @@ impl ConfigView {
         {
             backend.region_read(REGION, offset, &mut bytes)?;
         }
-        for ((byte, at), new) in bytes.iter_mut().zip(run).zip(data) {
+        for ((byte, at), new) in bytes.iter_mut().zip(run.clone()).zip(data) {
             let (writable, shared) = (self.writable[at], self.shared[at]);
             let ours = self.space.u8(at as u16) & shared;
             *byte = *byte & !(writable | shared) | new & writable | ours;
+        }
+        // Broken devices have them read as ones.
+        for order in &self.book.resets {
+            let at = usize::from(order.offset);
+            if run.contains(&at) && self.writable[at] & order.mask == 0 {
+                bytes[at - run.start] &= !order.mask;
+            }
         }
         backend.region_write(REGION, offset, &bytes)
     }
@@ -273,6 +280,12 @@ impl ConfigView {
             self.initial.u8(at) & !device | snapshot.u8(at) & device
         };
         (0..CONFIG_SPACE_SIZE as u16).map(byte).collect()
+    }
+
+    /// The bits of a byte that the guest clears by ones.
+    #[cfg(test)]
+    pub(super) fn clears(&self, at: u16) -> u8 {
+        self.clearable[usize::from(at)]
     }
 
     /// The registers that are answered here.

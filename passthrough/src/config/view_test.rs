@@ -322,10 +322,10 @@ proptest! {
         if let Ok(mut setup) = device(&registers) {
             setup.u32(offset);
             for (id, at) in setup.list() {
-                prop_assert!([0x01, 0x03, 0x09, 0x10, 0x11].contains(&id), "{:#x}", at);
+                prop_assert!([1, 3, 9, 0x10, 0x11, 0x12, 0x13].contains(&id), "{:#x}", at);
             }
             for (id, _) in setup.extended_list() {
-                prop_assert!([0, 1, 3, 0x0b].contains(&id));
+                prop_assert!([0, 1, 2, 3, 9, 0x0b, 0x15, 0x18, 0x23].contains(&id));
             }
         }
     }
