@@ -108,33 +108,34 @@ pub fn add_legacy(
     Ok((serial, console))
 }
 
-/// Gives the root complex its two doors into config space.
+/// Gives the root complex its two doors into config space. `last_bus` is at
+/// most [`GuestLayout::LAST_BUS`].
 ///
 /// # Errors
 /// [`BusError`] when something else is there.
 pub fn add_config_access(
     buses: &Buses,
     root: &Arc<RootComplex>,
+    last_bus: u8,
     layout: &GuestLayout,
 ) -> Result<(), BusError> {
     let ports = Arc::new(ConfigPorts::new(Arc::clone(root)));
     buses
         .pio
         .insert("PCI config", ConfigPorts::BASE, ConfigPorts::SIZE, ports)?;
-    let ecam = Arc::new(Ecam::new(Arc::clone(root), GuestLayout::LAST_BUS));
-    buses
-        .mmio
-        .insert("ECAM", layout.ecam.start, layout.ecam.size, ecam)
+    let ecam = Arc::new(Ecam::new(Arc::clone(root), last_bus));
+    let size = ecam.size();
+    buses.mmio.insert("ECAM", layout.ecam.start, size, ecam)
 }
 
-/// What ACPI tells the guest about its machine.
-pub fn describe(cpus: u8, layout: &GuestLayout) -> acpi::Platform {
+/// What ACPI tells the guest about its machine, whose last bus is `last_bus`.
+pub fn describe(cpus: u8, last_bus: u8, layout: &GuestLayout) -> acpi::Platform {
     acpi::Platform {
         apic_ids: (0..u32::from(cpus)).collect(),
         local_apic: LOCAL_APIC,
         io_apic: IO_APIC,
         ecam: layout.ecam.start,
-        last_bus: GuestLayout::LAST_BUS,
+        last_bus,
         windows: windows(layout),
         power: POWER_BLOCK as u16,
         serial: Some(acpi::SerialPort {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use devices::pci::{
     BarIndex, FunctionHandle, HostBridge, Link, PciAddress, RootComplex, RootPort, capabilities,
 };
+use passthrough::iommu::AddressSpace;
+use passthrough::ports::{InterruptRouter, MemoryMapper};
 use passthrough::vfio::DeviceBackend;
 use passthrough::{AssignError, AssignOptions, AssignedDevice, Opened, Placement, RomSource};
 use thiserror::Error;
 
-use crate::interrupts::Router;
-use crate::memory::{GuestLayout, KvmSlots};
+use crate::memory::GuestLayout;
 
 /// Why the guest's topology can't be built.
 #[derive(Debug, Error)]
@@ -22,36 +23,26 @@ pub enum TopologyError {
     #[error(transparent)]
     Root(#[from] devices::pci::TopologyError),
     /// Bus 0 is full.
-    #[error(
-        "the guest's root bus has {} slots for devices: assign fewer",
-        GuestLayout::LAST_BUS
-    )]
+    #[error("the guest's root bus has {LAST_SLOT} slots for devices: assign fewer")]
     TooManyDevices,
 }
 
-/// The devices to assign, in the order in which the guest finds them.
+/// A device that goes into the guest.
 #[derive(Debug)]
-pub struct Devices {
-    /// Their addresses on the host.
-    pub addresses: Vec<PciAddress>,
-    /// What the guest finds in their option ROMs, in the same order.
-    pub roms: Vec<RomSource>,
-    /// The devices themselves, in the same order, with their address space.
-    pub opened: Opened,
+struct Guest {
+    host: PciAddress,
+    backend: Arc<dyn DeviceBackend>,
+    options: AssignOptions,
+    slot: PciAddress,
+    /// Below a port in that slot.
+    bus: Option<u8>,
 }
 
-/// What assigned devices reach the guest through.
-#[derive(Debug)]
-pub struct Ports {
-    /// Interrupts.
-    pub router: Router,
-    /// BARs.
-    pub slots: KvmSlots,
-}
-
-/// Puts the host bridge at 00:00.0 and the devices, each in a slot of its own:
+/// Where each device goes, decided before anything is built: the guest's
+/// tables must know how many buses there are.
 ///
 /// ```text
+///  00:00.0  host bridge
 ///  00:01.0  root port --- 01:00.0  endpoint
 ///  00:02.0  conventional PCI, or integrated into the root complex
 ///  00:03.0  root port --- 02:00.0  endpoint
@@ -59,58 +50,108 @@ pub struct Ports {
 ///
 /// An endpoint behind a port of its own is what drivers know from real
 /// machines: it has a link, and can be reset by its port.
-///
-/// # Errors
-/// [`TopologyError`].
-pub fn build(
-    root: &RootComplex,
-    devices: Option<Devices>,
-    ports: &Ports,
-) -> Result<(), TopologyError> {
-    let bridge = Arc::new(Mutex::new(HostBridge::new()));
-    root.add(PciAddress::from_requester_id(0), bridge)?;
-    let Some(Devices {
-        addresses,
-        roms,
-        opened,
-    }) = devices
-    else {
-        return Ok(());
-    };
-    let mut bus = 0;
-    let hosts = addresses.into_iter().zip(roms).zip(opened.devices);
-    for (slot, ((host, rom), backend)) in (1..).zip(hosts) {
-        if slot > GuestLayout::LAST_BUS {
-            return Err(TopologyError::TooManyDevices);
-        }
-        let address = |bus: u8, device: u8| {
-            PciAddress::from_requester_id(u16::from(bus) << 8 | u16::from(device) << 3)
-        };
-        let placement = placement(host, &*backend);
-        let mut function = AssignedDevice::with_options(
-            host,
-            backend,
-            AssignOptions { rom, placement },
-            Arc::new(ports.router.clone()),
-            Arc::new(ports.slots.clone()),
-            Arc::clone(&opened.space),
-        )?;
-        let slot = address(0, slot);
-        let guest = match placement {
-            Placement::RootBus => slot,
-            Placement::BehindPort => {
-                bus += 1;
-                let link = Link::of(&mut function).unwrap_or_default();
-                let port = Arc::new(Mutex::new(RootPort::new(bus, link)));
-                root.add_port(slot, bus, port)?;
-                address(bus, 0)
+#[derive(Debug, Default)]
+pub struct Topology {
+    guests: Vec<Guest>,
+    space: Option<Arc<dyn AddressSpace>>,
+}
+
+/// What assigned devices reach the guest through.
+#[derive(Debug)]
+pub struct Ports {
+    /// Interrupts.
+    pub router: Arc<dyn InterruptRouter>,
+    /// BARs.
+    pub mapper: Arc<dyn MemoryMapper>,
+}
+
+impl Topology {
+    /// A place for each of the `opened` devices, which are those at `hosts`, in
+    /// the same order, with `roms` in their option ROMs.
+    ///
+    /// # Errors
+    /// [`TopologyError::TooManyDevices`].
+    pub fn new(
+        hosts: Vec<PciAddress>,
+        roms: Vec<RomSource>,
+        opened: Opened,
+    ) -> Result<Self, TopologyError> {
+        let mut guests = Vec::with_capacity(hosts.len());
+        let mut last_bus = 0;
+        let devices = hosts.into_iter().zip(roms).zip(opened.devices);
+        for (slot, ((host, rom), backend)) in (1..).zip(devices) {
+            if slot > LAST_SLOT {
+                return Err(TopologyError::TooManyDevices);
             }
-        };
-        log::info!("host device {host} is guest device {guest}");
-        let function: FunctionHandle = Arc::new(Mutex::new(function));
-        root.add(guest, function)?;
+            let placement = placement(host, &*backend);
+            let bus = (placement == Placement::BehindPort).then(|| {
+                last_bus += 1;
+                last_bus
+            });
+            guests.push(Guest {
+                host,
+                backend,
+                options: AssignOptions { rom, placement },
+                slot: address(0, slot),
+                bus,
+            });
+        }
+        Ok(Self {
+            guests,
+            space: Some(opened.space),
+        })
     }
-    Ok(())
+
+    /// The last bus, at most [`GuestLayout::LAST_BUS`]. No more than there are:
+    /// Linux looks for devices on each bus that the firmware's tables name.
+    pub fn last_bus(&self) -> u8 {
+        let buses = self.guests.iter().filter_map(|guest| guest.bus);
+        buses.max().unwrap_or(0)
+    }
+
+    /// Puts everything in its place.
+    ///
+    /// # Errors
+    /// [`TopologyError`].
+    pub fn build(self, root: &RootComplex, ports: &Ports) -> Result<(), TopologyError> {
+        let bridge = Arc::new(Mutex::new(HostBridge::new()));
+        root.add(address(0, 0), bridge)?;
+        let Some(space) = self.space else {
+            return Ok(());
+        };
+        for guest in self.guests {
+            let mut function = AssignedDevice::with_options(
+                guest.host,
+                guest.backend,
+                guest.options,
+                Arc::clone(&ports.router),
+                Arc::clone(&ports.mapper),
+                Arc::clone(&space),
+            )?;
+            let place = match guest.bus {
+                None => guest.slot,
+                Some(bus) => {
+                    let link = Link::of(&mut function).unwrap_or_default();
+                    let port = Arc::new(Mutex::new(RootPort::new(bus, link)));
+                    root.add_port(guest.slot, bus, port)?;
+                    address(bus, 0)
+                }
+            };
+            log::info!("host device {} is guest device {place}", guest.host);
+            let function: FunctionHandle = Arc::new(Mutex::new(function));
+            root.add(place, function)?;
+        }
+        Ok(())
+    }
+}
+
+/// Slots of the root bus, one of which the host bridge has (PCI 3.0 §3.2.2.3.4).
+const LAST_SLOT: u8 = 31;
+const _: () = assert!(LAST_SLOT <= GuestLayout::LAST_BUS);
+
+/// Function 0 of a device; `device` is at most 31.
+fn address(bus: u8, device: u8) -> PciAddress {
+    PciAddress::from_requester_id(u16::from(bus) << 8 | u16::from(device) << 3)
 }
 
 /// VFIO's region of config space.
@@ -170,3 +211,7 @@ fn read(backend: &dyn DeviceBackend, offset: u16, data: &mut [u8]) {
         data.fill(0);
     }
 }
+
+#[cfg(test)]
+#[path = "topology_test.rs"]
+mod tests;

@@ -10,6 +10,7 @@ use devices::legacy::Serial;
 use devices::pci::{PciAddress, RootComplex};
 use kvm_ioctls::VcpuFd;
 use passthrough::host::{Host, Survey, SurveyError};
+use passthrough::iommu::IovaRange;
 use passthrough::plan::Plan;
 use passthrough::ports::HostMemory;
 use passthrough::{OpenError, RomSource};
@@ -31,7 +32,7 @@ use crate::request::request;
 use crate::rom::{self, RomError};
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
-use crate::topology::{self, Devices, Ports, TopologyError};
+use crate::topology::{Ports, Topology, TopologyError};
 use crate::vcpu::{self, Buses, SetupError, StartError, VcpuObserver, VcpuThreads};
 use crate::wiring::Wiring;
 
@@ -140,7 +141,8 @@ pub struct Vm {
 /// What the assigned devices bring.
 #[derive(Default)]
 struct Assigned {
-    devices: Option<Devices>,
+    topology: Topology,
+    ranges: Option<Vec<IovaRange>>,
     dma: Option<DmaMap>,
 }
 
@@ -166,16 +168,14 @@ impl Vm {
         source.check_fit(layout.ram[0])?;
         let ram = GuestRam::new(&layout.ram)?;
         let assigned = open(&hypervisor, addresses, roms, &ram, &timeline)?;
-        let layout = match &assigned.devices {
-            // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
-            Some(devices) => {
-                let ranges = &devices.opened.space.limits().ranges;
-                GuestLayout::new(memory, address_bits, Some(ranges))?
-            }
+        // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
+        let layout = match &assigned.ranges {
+            Some(ranges) => GuestLayout::new(memory, address_bits, Some(ranges))?,
             None => layout,
         };
         timeline.mark(Milestone::DevicesOpen);
-        let machine = platform::describe(config.cpus, &layout);
+        let last_bus = assigned.topology.last_bus();
+        let machine = platform::describe(config.cpus, last_bus, &layout);
         let tables = machine.build(GuestLayout::ACPI.start)?;
         let entry = source.load(&ram, &layout, tables.rsdp)?;
         ram.view()
@@ -204,10 +204,13 @@ impl Vm {
         let (mmio, pio) = (&buses.mmio, &buses.pio);
         let wiring = Wiring::new(mmio, pio, ranges, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        let ports = Ports { router, slots };
-        topology::build(&root, assigned.devices, &ports)?;
+        let ports = Ports {
+            router: Arc::new(router),
+            mapper: Arc::new(slots),
+        };
+        assigned.topology.build(&root, &ports)?;
         platform::place_bars(&root, &layout, sys::page_size())?;
-        platform::add_config_access(&buses, &root, &layout)?;
+        platform::add_config_access(&buses, &root, last_bus, &layout)?;
 
         let vcpus = hypervisor.vcpus(config.cpus)?;
         if let Some(first) = vcpus.first() {
@@ -325,11 +328,8 @@ fn open(
     let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
     dma.hand_over(Arc::clone(&opened.space));
     Ok(Assigned {
-        devices: Some(Devices {
-            addresses,
-            roms,
-            opened,
-        }),
+        ranges: Some(opened.space.limits().ranges.clone()),
+        topology: Topology::new(addresses, roms, opened)?,
         dma: Some(dma),
     })
 }
