@@ -20,13 +20,18 @@ struct Setup {
 }
 
 fn assign(host: FakeDevice, journal: &Journal) -> Setup {
+    assign_with(host, AssignOptions::default(), journal)
+}
+
+fn assign_with(host: FakeDevice, options: AssignOptions, journal: &Journal) -> Setup {
     let host = Arc::new(host);
     let router = Arc::new(FakeRouter::new(journal));
     let mapper = Arc::new(FakeMapper::new(journal));
     let space = Arc::new(FakeSpace::new(journal));
-    let device = AssignedDevice::new(
+    let device = AssignedDevice::with_options(
         "0000:01:00.0".parse().unwrap(),
         Arc::clone(&host) as Arc<dyn DeviceBackend>,
+        options,
         Arc::clone(&router) as Arc<dyn InterruptRouter>,
         Arc::clone(&mapper) as Arc<dyn MemoryMapper>,
         Arc::clone(&space) as Arc<dyn AddressSpace>,
@@ -350,3 +355,9 @@ fn a_device_without_reset_takes_no_order_to() {
 
 #[path = "access_test.rs"]
 mod access;
+
+#[path = "reset_test.rs"]
+mod resets;
+
+#[path = "rom_test.rs"]
+mod rom;
