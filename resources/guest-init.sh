@@ -11,7 +11,7 @@
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, pci, bar, cpus, nap (1 s), sleep (for ever), poweroff, reboot,
+# Tasks: nvme, net, pci, dump, bar, cpus, nap (1 s), sleep (for ever), poweroff, reboot,
 # panic, shell.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
@@ -104,6 +104,14 @@ task_pci() {
     done
 }
 
+# All of each function's config space, in hexadecimal.
+task_dump() {
+    for device in /sys/bus/pci/devices/*; do
+        bytes=$(od -An -v -tx1 "$device/config" | tr -d ' \n')
+        marker dump "address=${device##*/} id=$(cat "$device/vendor"):$(cat "$device/device") bytes=$bytes"
+    done
+}
+
 # config DEVICE OFFSET SIZE VALUE: one write of 2 or 4 bytes to config space.
 config() {
     bytes=
@@ -157,7 +165,7 @@ task_nap() {
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | pci | bar | cpus | nap) "task_$task" ;;
+    nvme | net | pci | dump | bar | cpus | nap) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;
