@@ -361,3 +361,6 @@ mod resets;
 
 #[path = "rom_test.rs"]
 mod rom;
+
+#[path = "fuzz_test.rs"]
+mod fuzz;

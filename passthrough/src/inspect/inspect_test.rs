@@ -52,7 +52,7 @@ fn parts(region: &Region) -> Vec<(u64, Access)> {
 }
 
 /// What every inspection must keep.
-fn check(inspection: &Inspection) {
+pub(crate) fn check(inspection: &Inspection) {
     let Some(guest) = &inspection.guest else {
         assert!(
             inspection

@@ -20,4 +20,4 @@ pub use make::InspectError;
 
 #[cfg(test)]
 #[path = "inspect_test.rs"]
-mod tests;
+pub(crate) mod tests;
