@@ -6,9 +6,13 @@
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` sends (default 3)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
+#   lab.bar=ID,N,V        the memory BAR that `bar` tries: the device's vendor and
+#                         device in hexadecimal, the BAR's number (a 32-bit one if it
+#                         is to be moved), and a value that its first register keeps
+#   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, pci, cpus, nap (1 s), sleep (for ever), beat (a marker each
-# half second, for ever), poweroff, reboot, panic, shell.
+# Tasks: nvme, net, pci, dump, bar, cpus, nap (1 s), sleep (for ever), beat (a marker
+# each half second, for ever), poweroff, reboot, panic, shell.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -100,6 +104,54 @@ task_pci() {
     done
 }
 
+# All of each function's config space, in hexadecimal.
+task_dump() {
+    for device in /sys/bus/pci/devices/*; do
+        bytes=$(od -An -v -tx1 "$device/config" | tr -d ' \n')
+        marker dump "address=${device##*/} id=$(cat "$device/vendor"):$(cat "$device/device") bytes=$bytes"
+    done
+}
+
+# config DEVICE OFFSET SIZE VALUE: one write of 2 or 4 bytes to config space.
+config() {
+    bytes=
+    shift=0
+    while [ "$shift" -lt "$(($3 * 8))" ]; do
+        bytes="$bytes\\x$(printf %02x $((($4 >> shift) & 255)))"
+        shift=$((shift + 8))
+    done
+    printf "$bytes" | dd of="/sys/bus/pci/devices/$1/config" bs="$3" seek=$(($2 / $3)) conv=notrunc 2>/dev/null
+}
+
+# Where BARs are and how large, and whether the first register of one of them
+# keeps a value, also after the BAR was moved behind the back of the kernel.
+task_bar() {
+    wanted=$(setting lab.bar "")
+    id=${wanted%%,*} value=${wanted##*,} number=${wanted%,*}
+    number=${number#*,}
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat "$device/vendor"):$(cat "$device/device")" = "0x${id%:*}:0x${id#*:}" ] && break
+    done
+    address=${device##*/}
+    index=0
+    while read -r start end flags; do
+        [ "$index" = "$number" ] && at=$start && top=$end
+        [ "$((flags))" != 0 ] && marker bar "address=$address index=$index start=$((start)) size=$((end - start + 1))"
+        index=$((index + 1))
+    done <"$device/resource"
+    config "$address" 4 2 2
+    devmem "$at" 32 "$value"
+    marker bar-kept "at=$((at)) value=$(($(devmem "$at" 32))) last=$(($(devmem $((top - 3)) 32)))"
+    for to in $(setting lab.move "" | tr , ' '); do
+        config "$address" 4 2 0
+        config "$address" $((16 + number * 4)) 4 "$to"
+        off=$(($(devmem "$to" 32)))
+        config "$address" 4 2 2
+        marker bar-moved "at=$((to)) value=$(($(devmem "$to" 32))) off=$off before=$(($(devmem "$at" 32)))"
+        at=$to
+    done
+}
+
 task_cpus() {
     marker cpus "online=$(grep -c '^processor' /proc/cpuinfo)"
 }
@@ -113,7 +165,7 @@ task_nap() {
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | pci | cpus | nap) "task_$task" ;;
+    nvme | net | pci | dump | bar | cpus | nap) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;

@@ -67,7 +67,20 @@ pub enum BusError {
     },
 }
 
-#[derive(Debug)]
+/// What [`Bus::update`] puts on the bus: the arguments of [`Bus::insert`].
+#[derive(Clone, Debug)]
+pub struct Insertion {
+    /// For messages only.
+    pub name: String,
+    /// The first address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Who answers.
+    pub device: Arc<dyn BusDevice>,
+}
+
+#[derive(Clone, Debug)]
 struct Entry {
     claim: Claim,
     device: Arc<dyn BusDevice>,
@@ -107,27 +120,13 @@ impl Bus {
         device: Arc<dyn BusDevice>,
     ) -> Result<(), BusError> {
         let name = name.into();
-        let last = size.checked_sub(1).and_then(|rest| base.checked_add(rest));
-        let Some(last) = last else {
-            return Err(BusError::BadRange { name, base, size });
-        };
-        let claim = Claim {
+        let new = Insertion {
             name,
-            first: base,
-            last,
+            base,
+            size,
+            device,
         };
-        let mut entries = self.exclusive();
-        let place = entries.partition_point(|entry| entry.claim.last < base);
-        if let Some(entry) = entries.get(place)
-            && entry.claim.first <= last
-        {
-            return Err(BusError::Overlap {
-                new: claim,
-                present: entry.claim.clone(),
-            });
-        }
-        entries.insert(place, Entry { claim, device });
-        Ok(())
+        insert(&mut self.exclusive(), new)
     }
 
     /// Takes away the device whose range starts at `base`, and returns it.
@@ -135,11 +134,25 @@ impl Bus {
     /// # Errors
     /// [`BusError::Absent`] when no range starts there.
     pub fn remove(&self, base: u64) -> Result<Arc<dyn BusDevice>, BusError> {
+        remove(&mut self.exclusive(), base)
+    }
+
+    /// Takes the devices away whose ranges start at `removals`, and lets others
+    /// answer, all at one moment: no access sees a part of it done.
+    ///
+    /// # Errors
+    /// As for [`Self::remove`] and [`Self::insert`]; nothing is changed then.
+    pub fn update(&self, removals: &[u64], insertions: Vec<Insertion>) -> Result<(), BusError> {
         let mut entries = self.exclusive();
-        let place = entries
-            .binary_search_by_key(&base, |entry| entry.claim.first)
-            .map_err(|_| BusError::Absent { base })?;
-        Ok(entries.remove(place).device)
+        let mut changed = entries.clone();
+        for base in removals {
+            remove(&mut changed, *base)?;
+        }
+        for new in insertions {
+            insert(&mut changed, new)?;
+        }
+        *entries = changed;
+        Ok(())
     }
 
     /// What is claimed, in ascending order.
@@ -214,7 +227,7 @@ impl Bus {
     }
 
     // A thread that panicked in here left the list whole: every change is one
-    // insertion or one removal.
+    // insertion, one removal or one replacement.
     fn shared(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,6 +235,42 @@ impl Bus {
     fn exclusive(&self) -> RwLockWriteGuard<'_, Vec<Entry>> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn insert(entries: &mut Vec<Entry>, new: Insertion) -> Result<(), BusError> {
+    let Insertion {
+        name,
+        base,
+        size,
+        device,
+    } = new;
+    let last = size.checked_sub(1).and_then(|rest| base.checked_add(rest));
+    let Some(last) = last else {
+        return Err(BusError::BadRange { name, base, size });
+    };
+    let claim = Claim {
+        name,
+        first: base,
+        last,
+    };
+    let place = entries.partition_point(|entry| entry.claim.last < base);
+    if let Some(entry) = entries.get(place)
+        && entry.claim.first <= last
+    {
+        return Err(BusError::Overlap {
+            new: claim,
+            present: entry.claim.clone(),
+        });
+    }
+    entries.insert(place, Entry { claim, device });
+    Ok(())
+}
+
+fn remove(entries: &mut Vec<Entry>, base: u64) -> Result<Arc<dyn BusDevice>, BusError> {
+    let place = entries
+        .binary_search_by_key(&base, |entry| entry.claim.first)
+        .map_err(|_| BusError::Absent { base })?;
+    Ok(entries.remove(place).device)
 }
 
 /// The first part of an access: its bytes, the device and the offset in it.

@@ -203,3 +203,54 @@ proptest! {
         }
     }
 }
+
+fn insertion(name: &str, base: u64, tag: u8) -> Insertion {
+    Insertion {
+        name: name.to_owned(),
+        base,
+        size: 0x100,
+        device: Pattern::new(tag, 0x100),
+    }
+}
+
+#[test]
+fn an_update_is_whole_or_nothing() {
+    let bus = Bus::new();
+    for new in [insertion("a", 0x100, 1), insertion("b", 0x200, 2)] {
+        bus.insert(new.name, new.base, new.size, new.device)
+            .unwrap();
+    }
+    // Places are swapped: nothing has to be free in between.
+    let swapped = vec![insertion("a", 0x200, 1), insertion("b", 0x100, 2)];
+    bus.update(&[0x100, 0x200], swapped).unwrap();
+    assert_eq!([read(&bus, 0x100), read(&bus, 0x200)], [[2], [1]]);
+    let before = bus.claims();
+    let overlapping = vec![insertion("c", 0x400, 3), insertion("d", 0x180, 4)];
+    let error = bus.update(&[0x100], overlapping).unwrap_err();
+    assert!(matches!(error, BusError::Overlap { .. }), "{error}");
+    let error = bus.update(&[0x100, 0x300], Vec::new()).unwrap_err();
+    assert_eq!(error, BusError::Absent { base: 0x300 });
+    assert_eq!(bus.claims(), before);
+}
+
+#[test]
+fn nobody_sees_half_of_an_update() {
+    let bus = Bus::new();
+    bus.update(&[], vec![insertion("a", 0x100, 1)]).unwrap();
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            for turn in 0..2000_u32 {
+                let (from, to) = match turn % 2 {
+                    0 => (0x100, 0x180),
+                    _ => (0x180, 0x100),
+                };
+                bus.update(&[from], vec![insertion("a", to, 1)]).unwrap();
+            }
+        });
+        while !mover.is_finished() {
+            // In the half that both places have, it never stops answering.
+            let seen: [u8; 1] = read(&bus, 0x180);
+            assert!([[0x81], [0x01]].contains(&seen), "{seen:?}");
+        }
+    });
+}

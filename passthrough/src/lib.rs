@@ -12,6 +12,7 @@ mod config;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod host;
+pub mod inspect;
 mod interrupt;
 pub mod iommu;
 mod limit;
@@ -24,6 +25,8 @@ mod sys;
 pub mod vfio;
 pub mod viability;
 
-pub use assigned::{AssignError, AssignedDevice, SurrenderError};
+pub use assigned::{
+    AssignError, AssignOptions, AssignedDevice, Placement, RomError, RomSource, SurrenderError,
+};
 pub use config::ConfigError;
 pub use open::{OpenError, Opened, open};

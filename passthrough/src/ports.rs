@@ -38,8 +38,14 @@ pub trait MemoryMapper: Send + Sync + Debug {
     /// Maps `memory` at guest physical `address`, readable and writable, until
     /// the answer is dropped. Keeps `memory` alive until then.
     ///
+    /// The mapping must not stand while anything else answers in its pages:
+    /// guest RAM, another mapping, another function's BAR. The mapper takes it
+    /// away for as long, and accesses trap to whoever the guest's address
+    /// decoding chooses; a trapped access to the BAR works all the same. This
+    /// matters the more as a BAR smaller than a page comes as a whole page.
+    ///
     /// # Errors
-    /// When the range overlaps another or the hypervisor refuses.
+    /// When the hypervisor refuses; nothing is mapped then.
     fn map(
         &self,
         address: u64,

@@ -25,8 +25,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
-    /// Host addresses of the devices to assign, as the user wrote them.
-    pub devices: Vec<String>,
+    /// The devices to assign.
+    pub devices: Vec<DeviceConfig>,
     /// What the user accepts of the devices.
     #[serde(default)]
     pub consent: Consent,
@@ -49,6 +49,29 @@ pub enum OnViabilityLoss {
     Stop,
     /// Say so, and go on. The host waits until the VM ends.
     Warn,
+}
+
+/// A host device to assign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// Its address on the host, as the user wrote it.
+    pub host: String,
+    /// What the guest finds in its option ROM.
+    #[serde(default)]
+    pub rom: RomConfig,
+}
+
+/// What the guest finds in a device's option ROM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RomConfig {
+    /// What the device has in it.
+    #[default]
+    Device,
+    /// This file's contents.
+    File(PathBuf),
+    /// The guest sees no ROM.
+    Off,
 }
 
 /// Dangers that are refused unless the user names them.
@@ -98,6 +121,51 @@ pub enum ConfigError {
     /// Too few or too many vCPUs.
     #[error("{0} CPUs are impossible: give 1 to {MAX_CPUS}")]
     BadCpus(u8),
+    /// Something after a device's address that is no option.
+    #[error(
+        "'{option}' is no option of device {host}: write BDF, BDF,rom=FILE or BDF,rom=off (a \
+         file of that name is ./off, and one with a comma in its name must be renamed)"
+    )]
+    DeviceOption {
+        /// The device, as the user wrote it.
+        host: String,
+        /// What is no option.
+        option: String,
+    },
+    /// One option twice.
+    #[error("device {host} has {option}= twice: give it once")]
+    DeviceOptionTwice {
+        /// The device, as the user wrote it.
+        host: String,
+        /// The option's name.
+        option: &'static str,
+    },
+}
+
+impl FromStr for DeviceConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split(',');
+        let host = parts.next().unwrap_or_default().to_owned();
+        let mut rom = None;
+        for part in parts {
+            let value = match part.split_once('=') {
+                Some(("rom", "off")) => RomConfig::Off,
+                Some(("rom", path)) if !path.is_empty() => RomConfig::File(path.into()),
+                _ => {
+                    let option = part.to_owned();
+                    return Err(ConfigError::DeviceOption { host, option });
+                }
+            };
+            if rom.replace(value).is_some() {
+                let option = "rom";
+                return Err(ConfigError::DeviceOptionTwice { host, option });
+            }
+        }
+        let rom = rom.unwrap_or_default();
+        Ok(Self { host, rom })
+    }
 }
 
 impl MemorySize {
@@ -181,6 +249,14 @@ impl FromStr for OnViabilityLoss {
 }
 
 impl VmConfig {
+    /// The host addresses of the devices to assign, as the user wrote them.
+    pub fn addresses(&self) -> Vec<String> {
+        self.devices
+            .iter()
+            .map(|device| device.host.clone())
+            .collect()
+    }
+
     /// Checks what the types leave open.
     ///
     /// # Errors
@@ -237,7 +313,10 @@ mod tests {
             cmdline: String::new(),
             memory: MemorySize(2 << 20),
             cpus: 1,
-            devices: vec!["0000:01:00.0".into()],
+            devices: vec![
+                "0000:01:00.0".parse().unwrap(),
+                "01:00.1,rom=off".parse().unwrap(),
+            ],
             consent: Consent::default(),
             on_viability_loss: OnViabilityLoss::Release,
             serial: SerialOutput::File("log".into()),
@@ -254,6 +333,41 @@ mod tests {
         assert_eq!("warn".parse(), Ok(OnViabilityLoss::Warn));
         let error = "Stop".parse::<OnViabilityLoss>().unwrap_err();
         assert!(error.to_string().contains("release, stop or warn"));
+    }
+
+    #[test]
+    fn devices_that_users_type() {
+        let device = |host: &str, rom| {
+            let host = host.to_owned();
+            Ok(DeviceConfig { host, rom })
+        };
+        assert_eq!("01:00.0".parse(), device("01:00.0", RomConfig::Device));
+        assert_eq!("01:00.0,rom=off".parse(), device("01:00.0", RomConfig::Off));
+        let file = RomConfig::File("/lib/a=b.rom".into());
+        assert_eq!("01:00.0,rom=/lib/a=b.rom".parse(), device("01:00.0", file));
+        let file = RomConfig::File("./off".into());
+        assert_eq!("01:00.0,rom=./off".parse(), device("01:00.0", file));
+    }
+
+    #[test]
+    fn what_is_no_option_of_a_device_is_named() {
+        for option in ["", "rom", "rom=", "Rom=off", "room=off", " rom=off"] {
+            let text = format!("01:00.0,{option}");
+            let error = text.parse::<DeviceConfig>().unwrap_err();
+            let (host, option) = ("01:00.0".to_owned(), option.to_owned());
+            assert_eq!(error, ConfigError::DeviceOption { host, option });
+        }
+        let error = "01:00.0,rom=off,rom=a".parse::<DeviceConfig>().unwrap_err();
+        assert!(error.to_string().contains("rom= twice"), "{error}");
+    }
+
+    #[test]
+    fn a_device_in_json_may_leave_out_its_options() {
+        let parse = |text| serde_json::from_str::<DeviceConfig>(text).unwrap();
+        let device = parse(r#"{"host":"01:00.0"}"#);
+        assert_eq!(device, "01:00.0".parse().unwrap());
+        let device = parse(r#"{"host":"01:00.0","rom":{"file":"a"}}"#);
+        assert_eq!(device, "01:00.0,rom=a".parse().unwrap());
     }
 
     #[test]

@@ -251,11 +251,12 @@ impl Worker {
 pub(crate) mod tests {
     use super::*;
     use crate::memory::GuestRange;
-    use passthrough::iommu::{IovaRange, SpaceLimits};
+    use passthrough::iommu::{IovaRange, Peers, SpaceLimits};
 
     #[derive(Debug)]
     pub(crate) struct FakeSpace {
         limits: SpaceLimits,
+        peers: Peers,
         maps: Mutex<Vec<(u64, usize)>>,
         refuse: bool,
     }
@@ -282,6 +283,10 @@ pub(crate) mod tests {
         fn unmap(&self, _: u64) -> Result<(), MapError> {
             Ok(())
         }
+
+        fn peers(&self) -> &Peers {
+            &self.peers
+        }
     }
 
     pub(crate) fn space(refuse: bool) -> Arc<FakeSpace> {
@@ -295,6 +300,7 @@ pub(crate) mod tests {
         };
         Arc::new(FakeSpace {
             limits,
+            peers: Peers::default(),
             maps: Mutex::default(),
             refuse,
         })

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use devices::acpi;
 use devices::bus::{BusDevice, BusError};
 use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
-use devices::pci::window::{self, Window, WindowError, Windows};
-use devices::pci::{ConfigPorts, Ecam, RootComplex};
+use devices::pci::placement::{PlaceError, Requests, place};
+use devices::pci::window::{Window, Windows};
+use devices::pci::{ConfigPorts, Ecam, ProgramError, RootComplex, program};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -39,8 +40,6 @@ pub enum PlatformError {
 /// Where KVM's interrupt controllers answer.
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// All functions stand on bus 0.
-const LAST_BUS: u8 = 0;
 /// The power and reset ports of the guest.
 const POWER_BLOCK: u64 = 0x600;
 /// Where QEMU has it too.
@@ -109,33 +108,34 @@ pub fn add_legacy(
     Ok((serial, console))
 }
 
-/// Gives the root complex its two doors into config space.
+/// Gives the root complex its two doors into config space. `last_bus` is at
+/// most [`GuestLayout::LAST_BUS`].
 ///
 /// # Errors
 /// [`BusError`] when something else is there.
 pub fn add_config_access(
     buses: &Buses,
     root: &Arc<RootComplex>,
+    last_bus: u8,
     layout: &GuestLayout,
 ) -> Result<(), BusError> {
     let ports = Arc::new(ConfigPorts::new(Arc::clone(root)));
     buses
         .pio
         .insert("PCI config", ConfigPorts::BASE, ConfigPorts::SIZE, ports)?;
-    let ecam = Arc::new(Ecam::new(Arc::clone(root), LAST_BUS));
-    buses
-        .mmio
-        .insert("ECAM", layout.ecam.start, layout.ecam.size, ecam)
+    let ecam = Arc::new(Ecam::new(Arc::clone(root), last_bus));
+    let size = ecam.size();
+    buses.mmio.insert("ECAM", layout.ecam.start, size, ecam)
 }
 
-/// What ACPI tells the guest about its machine.
-pub fn describe(cpus: u8, layout: &GuestLayout) -> acpi::Platform {
+/// What ACPI tells the guest about its machine, whose last bus is `last_bus`.
+pub fn describe(cpus: u8, last_bus: u8, layout: &GuestLayout) -> acpi::Platform {
     acpi::Platform {
         apic_ids: (0..u32::from(cpus)).collect(),
         local_apic: LOCAL_APIC,
         io_apic: IO_APIC,
         ecam: layout.ecam.start,
-        last_bus: LAST_BUS,
+        last_bus,
         windows: windows(layout),
         power: POWER_BLOCK as u16,
         serial: Some(acpi::SerialPort {
@@ -160,18 +160,33 @@ fn windows(layout: &GuestLayout) -> Windows {
     }
 }
 
+/// Where something answers that is neither RAM nor a BAR: no device memory can
+/// be there.
+pub fn reserved(layout: &GuestLayout) -> [GuestRange; 4] {
+    let range = |start: u64, size: u64| GuestRange { start, size };
+    [
+        layout.ecam,
+        range(IO_APIC.into(), 0x1000),
+        // Writes by devices are interrupts (Intel SDM 3A §11.11.1).
+        range(LOCAL_APIC.into(), 0x10_0000),
+        // Four pages of KVM's own: the identity map, then the TSS.
+        range(GuestLayout::KVM_IDENTITY_MAP, 0x4000),
+    ]
+}
+
 /// Why the BARs have no place in the guest.
 #[derive(Debug, Error)]
 pub enum PlacementError {
-    /// A window is too small, or a function refuses.
+    /// A window is too small.
     #[error(transparent)]
-    Window(#[from] WindowError),
-    /// Bus 0 is full.
-    #[error("the guest's bus has 31 slots for devices: assign fewer")]
-    TooManyDevices,
+    Place(#[from] PlaceError),
+    /// A function refuses.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
-/// Does what firmware would do: gives every BAR an address inside the windows.
+/// Does what firmware would do: gives every port its bus number and windows,
+/// and every BAR an address inside them.
 ///
 /// # Errors
 /// [`PlacementError`] naming the BAR and what is free.
@@ -180,23 +195,25 @@ pub fn place_bars(
     layout: &GuestLayout,
     page_size: u64,
 ) -> Result<(), PlacementError> {
-    let functions = root.functions();
-    let placements = window::place(
-        &windows(layout),
-        page_size,
-        &window::bar_requests(&functions),
-    )?;
-    for (address, function) in &functions {
-        // Decoding is off: nothing answers yet, so there is nothing to carry out.
-        let _ = window::program(*address, function, &placements)?;
+    let placed = place(&windows(layout), page_size, &Requests::of(root))?;
+    program(root, &placed)?;
+    for port in &placed.ports {
+        log::debug!("guest port: {port:x?}");
     }
-    for placed in &placements {
+    for placed in &placed.bars {
         log::debug!(
             "guest device {} {} of {:#x} bytes at {:#x}",
             placed.function,
             placed.bar.index,
             placed.bar.size,
             placed.address
+        );
+    }
+    for request in &placed.left_out {
+        log::warn!(
+            "guest device {} does without its {}: there are too many ports with I/O below",
+            request.function,
+            request.bar.index
         );
     }
     Ok(())

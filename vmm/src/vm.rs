@@ -1,26 +1,27 @@
 //! Builds and runs a VM: the only place where the floors are wired.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use devices::acpi;
 use devices::bus::{Bus, BusError};
 use devices::legacy::Serial;
-use devices::pci::{FunctionHandle, HostBridge, PciAddress, RootComplex, TopologyError};
+use devices::pci::{PciAddress, RootComplex};
 use kvm_ioctls::VcpuFd;
 use passthrough::binding::{Binder, DeviceName, Guard, GuardError, Holds};
 use passthrough::host::{Host, Survey, SurveyError};
+use passthrough::iommu::IovaRange;
 use passthrough::plan::Plan;
 use passthrough::ports::HostMemory;
-use passthrough::{AssignError, AssignedDevice, OpenError, Opened};
+use passthrough::{OpenError, RomSource};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{BootError, BootSource};
 use crate::config::{ConfigError, MemorySize, OnViabilityLoss, VmConfig};
 use crate::dma::DmaMap;
-use crate::event_loop::{self, Console, GuardWatch, LoopError, RawTerminal, Removable, Subscriber};
+use crate::event_loop::{self, Console, GuardWatch, LoopError, RawTerminal, Subscriber};
 use crate::interrupts::Router;
 use crate::kvm::{Hypervisor, KvmError};
 use crate::memory::{
@@ -29,8 +30,10 @@ use crate::memory::{
 use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
 use crate::request::request;
+use crate::rom::{self, RomError};
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
+use crate::topology::{Ports, Topology, TopologyError};
 use crate::vcpu::{self, Buses, SetupError, StartError, VcpuObserver, VcpuThreads};
 use crate::wiring::Wiring;
 
@@ -75,9 +78,6 @@ pub enum VmError {
         "cannot mind the groups of the devices; --on-viability-loss warn runs the VM all the same"
     )]
     Guard(#[from] GuardError),
-    /// A device can't be shown to a guest.
-    #[error(transparent)]
-    Assign(#[from] AssignError),
     /// The guest's address space.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -93,6 +93,9 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// An option ROM.
+    #[error(transparent)]
+    Rom(#[from] RomError),
     /// The guest's PCI topology.
     #[error(transparent)]
     Topology(#[from] TopologyError),
@@ -147,8 +150,8 @@ pub struct Vm {
 /// What the assigned devices bring.
 #[derive(Default)]
 struct Assigned {
-    addresses: Vec<PciAddress>,
-    opened: Option<Opened>,
+    topology: Topology,
+    ranges: Option<Vec<IovaRange>>,
     dma: Option<DmaMap>,
 }
 
@@ -164,6 +167,7 @@ impl Vm {
         let source = BootSource::open(kernel, config.initrd.clone(), &config.cmdline)?;
         check_host_memory(config)?;
         let addresses = plan(config)?;
+        let roms = roms(config, &addresses)?;
         timeline.mark(Milestone::Plan);
 
         let hypervisor = Hypervisor::new()?;
@@ -172,19 +176,17 @@ impl Vm {
         let layout = GuestLayout::new(memory, address_bits, None)?;
         source.check_fit(layout.ram[0])?;
         let ram = GuestRam::new(&layout.ram)?;
-        let assigned = open(&hypervisor, addresses, &ram, &timeline)?;
-        let guard = guard(&assigned.addresses, config.on_viability_loss)?;
+        let guard = guard(&addresses, config.on_viability_loss)?;
         let holds = guard.as_ref().map(Guard::holds);
-        let layout = match &assigned.opened {
-            // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
-            Some(opened) => {
-                let ranges = &opened.space.limits().ranges;
-                GuestLayout::new(memory, address_bits, Some(ranges))?
-            }
+        let assigned = open(&hypervisor, addresses, roms, &ram, &timeline)?;
+        // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
+        let layout = match &assigned.ranges {
+            Some(ranges) => GuestLayout::new(memory, address_bits, Some(ranges))?,
             None => layout,
         };
         timeline.mark(Milestone::DevicesOpen);
-        let machine = platform::describe(config.cpus, &layout);
+        let last_bus = assigned.topology.last_bus();
+        let machine = platform::describe(config.cpus, last_bus, &layout);
         let tables = machine.build(GuestLayout::ACPI.start)?;
         let entry = source.load(&ram, &layout, tables.rsdp)?;
         ram.view()
@@ -206,15 +208,25 @@ impl Vm {
         };
         let (serial, console) = platform::add_legacy(&buses, &router, &config.serial, &report)?;
         let dma = assigned.dma.map(Arc::new);
-        let wiring = Wiring::new(&buses.mmio, &buses.pio, dma.clone(), Arc::clone(&report));
-        let books = Arc::clone(&wiring);
+        for range in platform::reserved(&layout) {
+            slots.reserve(range);
+        }
+        let ranges = Arc::new(slots.clone());
+        let (mmio, pio) = (&buses.mmio, &buses.pio);
+        let wiring = Wiring::new(mmio, pio, ranges, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        let removable = add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let ports = Ports {
+            router: Arc::new(router),
+            mapper: Arc::new(slots),
+        };
+        let removable = assigned.topology.build(&root, &ports)?;
         let policy = config.on_viability_loss;
-        let guard = guard
-            .map(|guard| GuardWatch::new(guard, policy, removable, books, Arc::clone(&report)));
+        let guard = guard.map(|guard| {
+            let (root, report) = (Arc::clone(&root), Arc::clone(&report));
+            GuardWatch::new(guard, policy, removable, root, report)
+        });
         platform::place_bars(&root, &layout, sys::page_size())?;
-        platform::add_config_access(&buses, &root, &layout)?;
+        platform::add_config_access(&buses, &root, last_bus, &layout)?;
 
         let vcpus = hypervisor.vcpus(config.cpus)?;
         if let Some(first) = vcpus.first() {
@@ -299,7 +311,7 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
         return Ok(Vec::new());
     }
     let survey = Survey::read(&Host::system())?;
-    let request = request(&config.devices, Some(config.memory), &config.consent);
+    let request = request(&config.addresses(), Some(config.memory), &config.consent);
     let plan = Plan::make(&survey, &request);
     if !plan.is_go() {
         return Err(VmError::NoGo(Box::new(plan)));
@@ -310,11 +322,22 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
     Ok(plan.devices)
 }
 
+/// The option ROM of each device, as the user wants it.
+fn roms(config: &VmConfig, addresses: &[PciAddress]) -> Result<Vec<RomSource>, RomError> {
+    let of_one = |address: &PciAddress| {
+        let mut devices = config.devices.iter();
+        let device = devices.find(|device| device.host.trim().parse() == Ok(*address));
+        device.map_or(Ok(RomSource::Device), |device| rom::load(&device.rom))
+    };
+    addresses.iter().map(of_one).collect()
+}
+
 /// Opens the devices, while RAM is being populated: the kernel resets each
 /// device at its first open, which takes a tenth of a second of waiting.
 fn open(
     hypervisor: &Hypervisor,
     addresses: Vec<PciAddress>,
+    roms: Vec<RomSource>,
     ram: &GuestRam,
     timeline: &Timeline,
 ) -> Result<Assigned, VmError> {
@@ -326,8 +349,8 @@ fn open(
     let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
     dma.hand_over(Arc::clone(&opened.space));
     Ok(Assigned {
-        addresses,
-        opened: Some(opened),
+        ranges: Some(opened.space.limits().ranges.clone()),
+        topology: Topology::new(addresses, roms, opened)?,
         dma: Some(dma),
     })
 }
@@ -347,41 +370,4 @@ fn guard(devices: &[PciAddress], policy: OnViabilityLoss) -> Result<Option<Guard
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// The host bridge at 00.0, then each assigned device in a slot of its own.
-fn add_functions(
-    root: &RootComplex,
-    addresses: Vec<PciAddress>,
-    opened: Option<Opened>,
-    router: &Router,
-    slots: &KvmSlots,
-) -> Result<Vec<Removable>, VmError> {
-    let slot = |device| PciAddress::new(0, 0, device, 0);
-    let first = PciAddress::from_requester_id(0);
-    root.add(first, Arc::new(Mutex::new(HostBridge::new())))?;
-    let Some(opened) = opened else {
-        return Ok(Vec::new());
-    };
-    let mut removable = Vec::with_capacity(addresses.len());
-    for ((host, backend), device) in addresses.into_iter().zip(opened.devices).zip(1u8..) {
-        let function = AssignedDevice::new(
-            host,
-            backend,
-            Arc::new(router.clone()),
-            Arc::new(slots.clone()),
-            Arc::clone(&opened.space),
-        )?;
-        let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
-        log::info!("host device {host} is guest device {address}");
-        let function = Arc::new(Mutex::new(function));
-        let handle: FunctionHandle = Arc::clone(&function) as FunctionHandle;
-        root.add(address, handle)?;
-        removable.push(Removable {
-            host,
-            guest: address,
-            function,
-        });
-    }
-    Ok(removable)
 }

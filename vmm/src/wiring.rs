@@ -2,144 +2,264 @@
 //! addresses, and when a device may reach memory.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use devices::bus::Bus;
+use devices::bus::{Bus, Insertion};
+use devices::pci::window::Window;
 use devices::pci::{
-    BarAccess, BarDecode, EffectSink, Effects, FunctionHandle, PciAddress, PciFunction,
+    BarAccess, BarDecode, Change, EffectSink, Fixed, FunctionHandle, PciAddress, PciFunction,
+    Reach, RootComplex, contest,
 };
 
 use crate::dma::DmaMap;
+use crate::memory::{GuestRange, KvmSlots};
 use crate::outcome::{Chain, EndReport, Outcome};
 
+/// Is told where memory BARs answer, before the bus is.
+pub trait AnsweringRanges: Send + Sync + Debug {
+    /// All of them, from now on.
+    fn set_answering(&self, ranges: &[GuestRange]);
+}
+
+impl AnsweringRanges for KvmSlots {
+    fn set_answering(&self, ranges: &[GuestRange]) {
+        Self::set_answering(self, ranges);
+    }
+}
+
+/// The BARs of functions, by the address at which the function was added.
+type Bars = BTreeMap<PciAddress, Vec<BarDecode>>;
+
 /// Carries out the effects of config writes.
+///
+/// Who answers where follows from the registers of all functions alone (see
+/// [`contest`]), in whatever order they came about. Each write is one step from
+/// the old state to the new one, done before the vCPU that wrote goes on:
+///
+/// ```text
+///  1. released   what answers no longer leaves the guest's address space: it is trapped
+///  2. the bus    old places go and new ones come at one moment
+///  3. settled    what answers anew comes into the guest's address space
+/// ```
+///
+/// So an access of another vCPU meantime is answered from the old place or from
+/// the new one, at worst slowly, and no two BARs are ever mapped over each other.
 #[derive(Debug)]
 pub struct Wiring {
     // Weak: the buses hold the root complex, which holds this.
     mmio: Weak<Bus>,
     pio: Weak<Bus>,
+    ranges: Arc<dyn AnsweringRanges>,
     dma: Option<Arc<DmaMap>>,
     report: Arc<EndReport>,
-    // Lock order: before a function's lock, and not held while one settles.
-    books: Mutex<Books>,
-}
-
-/// Which BARs should answer, and which do.
-#[derive(Debug, Default)]
-struct Books {
-    wanted: BTreeMap<PciAddress, (FunctionHandle, Vec<BarDecode>)>,
-    answering: BTreeMap<(bool, u64), (PciAddress, BarDecode)>,
+    // Lock order: `decoded`, then a function's lock, then `answering`.
+    /// What each function decodes, as far as the port above lets it. Held while
+    /// a change is carried out up to step 2: one at a time.
+    decoded: Mutex<BTreeMap<PciAddress, (FunctionHandle, Vec<BarDecode>)>>,
+    /// What of it may be mapped: what answers, without what comes with step 2.
+    answering: Mutex<Bars>,
 }
 
 impl Wiring {
-    /// Keeps the books of `mmio` and `pio`. `dma` is there when devices are
-    /// assigned.
+    /// Keeps the books of `mmio` and `pio`, and tells `ranges`. `dma` is there
+    /// when devices are assigned.
     pub fn new(
         mmio: &Arc<Bus>,
         pio: &Arc<Bus>,
+        ranges: Arc<dyn AnsweringRanges>,
         dma: Option<Arc<DmaMap>>,
         report: Arc<EndReport>,
     ) -> Arc<Self> {
         Arc::new(Self {
             mmio: Arc::downgrade(mmio),
             pio: Arc::downgrade(pio),
+            ranges,
             dma,
             report,
-            books: Mutex::default(),
+            decoded: Mutex::default(),
+            answering: Mutex::default(),
         })
     }
 
-    fn decode(&self, address: PciAddress, function: &FunctionHandle) {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = lock(function).decoded();
-        books.wanted.insert(address, (Arc::clone(function), now));
-        self.forget_moved(&mut books);
-        self.answer_new(&mut books);
-    }
-
-    fn forget_moved(&self, books: &mut Books) {
-        let Books { wanted, answering } = books;
-        answering.retain(|(io, base), (address, decode)| {
-            let stays = wanted
-                .get(address)
-                .is_some_and(|(_, decoded)| decoded.contains(decode));
-            if !stays
-                && let Some(bus) = self.bus(*io)
-                && let Err(error) = bus.remove(*base)
+    /// Steps 1 and 2. Answers who has something to gain in step 3.
+    fn decode(&self, root: &RootComplex, changes: &[Change]) -> Vec<(PciAddress, FunctionHandle)> {
+        let mut decoded = lock(&self.decoded);
+        for change in changes.iter().filter(|change| change.effects.decoding) {
+            // Not what it was when the guest wrote: another vCPU may have come
+            // between, and whoever comes last must leave the last state here.
+            let now = root.decoded(change.address);
+            decoded.insert(change.address, (Arc::clone(&change.function), now));
+        }
+        let before = lock(&self.answering).clone();
+        let wanted = decoded.iter().map(|(at, (_, bars))| (*at, bars.clone()));
+        let after = contest(&self.fixed(&before), &wanted.collect());
+        let staying = only(&before, |address, decode| has(&after, address, decode));
+        lock(&self.answering).clone_from(&staying);
+        for (address, stays) in &staying {
+            if before.get(address) != Some(stays)
+                && let Some((function, _)) = decoded.get(address)
             {
-                log::error!("{address}: {error}");
+                lock(function).release(stays);
             }
-            stays
-        });
+        }
+        self.ranges.set_answering(&memory_ranges(&after));
+        for io in [false, true] {
+            self.update_bus(io, &before, &after, &decoded);
+        }
+        let gained = after
+            .iter()
+            .filter(|(address, bars)| bars.iter().any(|bar| !has(&staying, **address, bar)));
+        let gained = gained
+            .filter_map(|(address, _)| Some((*address, Arc::clone(&decoded.get(address)?.0))))
+            .collect();
+        *lock(&self.answering) = after;
+        gained
     }
 
-    fn answer_new(&self, books: &mut Books) {
-        let Books { wanted, answering } = books;
-        for (address, (function, decoded)) in wanted {
-            for decode in decoded {
-                let BarDecode { bar, address: base } = *decode;
-                let key = (bar.kind.is_io(), base);
-                if answering.get(&key).is_some_and(|(who, _)| who == address) {
-                    continue;
-                }
-                let Some(bus) = self.bus(key.0) else {
-                    continue;
-                };
-                let access = Arc::new(BarAccess::new(Arc::clone(function), bar));
-                let name = format!("{address} {}", bar.index);
-                match bus.insert(name, base, bar.size, access) {
-                    Ok(()) => {
-                        answering.insert(key, (*address, *decode));
-                    }
-                    // Two BARs at one place: the first answers, and the
-                    // second once the first has moved away.
-                    Err(error) => log::debug!("{error}"),
-                }
-            }
+    /// What is on the buses and no BAR.
+    fn fixed(&self, answering: &Bars) -> Fixed {
+        let claims = |io: bool| {
+            let bars = all(answering).filter(|(_, decode)| decode.bar.kind.is_io() == io);
+            let bars: Vec<u64> = bars.map(|(_, decode)| decode.address).collect();
+            let claims = self.bus(io).map(|bus| bus.claims()).unwrap_or_default();
+            let others = claims.into_iter().filter(|c| !bars.contains(&c.first));
+            let window = |claim: devices::bus::Claim| Window {
+                base: claim.first,
+                size: (claim.last - claim.first).saturating_add(1),
+            };
+            others.map(window).collect()
+        };
+        Fixed {
+            memory: claims(false),
+            io: claims(true),
+        }
+    }
+
+    /// Step 2, for ports or for memory.
+    fn update_bus(
+        &self,
+        io: bool,
+        before: &Bars,
+        after: &Bars,
+        functions: &BTreeMap<PciAddress, (FunctionHandle, Vec<BarDecode>)>,
+    ) {
+        let Some(bus) = self.bus(io) else { return };
+        let here = |(_, decode): &(PciAddress, BarDecode)| decode.bar.kind.is_io() == io;
+        let gone = all(before)
+            .filter(here)
+            .filter(|(at, bar)| !has(after, *at, bar));
+        let removals: Vec<u64> = gone.map(|(_, decode)| decode.address).collect();
+        let new = all(after)
+            .filter(here)
+            .filter(|(at, bar)| !has(before, *at, bar));
+        let insertion = |(address, decode): (PciAddress, BarDecode)| {
+            let BarDecode { bar, address: base } = decode;
+            let (function, _) = functions.get(&address)?;
+            Some(Insertion {
+                name: format!("{address} {}", bar.index),
+                base,
+                size: bar.size,
+                device: Arc::new(BarAccess::new(Arc::clone(function), bar)),
+            })
+        };
+        let insertions: Vec<_> = new.filter_map(insertion).collect();
+        if removals.is_empty() && insertions.is_empty() {
+            return;
+        }
+        // Everything on the bus was looked at: only a device that was put there
+        // at this very moment can be in the way.
+        if let Err(error) = bus.update(&removals, insertions) {
+            log::error!("{error}");
         }
     }
 
     fn bus(&self, io: bool) -> Option<Arc<Bus>> {
         if io { &self.pio } else { &self.mmio }.upgrade()
     }
-}
 
-impl EffectSink for Wiring {
-    fn apply(&self, address: PciAddress, function: &FunctionHandle, effects: Effects) {
-        if effects.decoding {
-            self.decode(address, function);
-        }
-        if let Err(reason) = self.settle(function) {
-            let reason = format!("guest device {address}: {reason}");
-            self.report.end(Outcome::HostRefused(reason));
-        }
-    }
-}
-
-impl Wiring {
     /// Settles the function, but never with bus mastering on before all of RAM
     /// is mapped. The bit is looked at under the lock that settling takes: it
     /// may have been set by another vCPU, which waits here too.
-    fn settle(&self, handle: &FunctionHandle) -> Result<(), String> {
+    fn settle(
+        &self,
+        root: &RootComplex,
+        address: PciAddress,
+        function: &FunctionHandle,
+    ) -> Result<(), String> {
         loop {
-            let mut function = lock(handle);
+            let mut guard = lock(function);
+            // Under the function's lock: a late call maps nothing that has been
+            // released since.
+            let answering = lock(&self.answering).get(&address).cloned();
+            let reach = Reach {
+                answering: answering.unwrap_or_default(),
+                bus_master: root.is_bus_master(address),
+            };
+            let masters = reach.bus_master && is_bus_master(&mut *guard);
             match &self.dma {
-                Some(dma) if is_bus_master(&mut *function) && !dma.is_mapped() => {
-                    drop(function);
+                Some(dma) if masters && !dma.is_mapped() => {
+                    drop(guard);
+                    // One that was taken away meanwhile has nothing to wait for.
                     if let Err(error) = dma.wait()
-                        && is_bus_master(&mut *lock(handle))
+                        && is_bus_master(&mut *lock(function))
                     {
                         return Err(error.to_string());
                     }
                 }
                 _ => {
-                    return function
-                        .settle()
+                    return guard
+                        .settle(&reach)
                         .map_err(|error| Chain(&*error).to_string());
                 }
             }
         }
     }
+}
+
+impl EffectSink for Wiring {
+    fn apply(&self, root: &RootComplex, changes: &[Change]) {
+        let mut unsettled: BTreeMap<PciAddress, FunctionHandle> = changes
+            .iter()
+            .map(|change| (change.address, Arc::clone(&change.function)))
+            .collect();
+        if changes.iter().any(|change| change.effects.decoding) {
+            unsettled.extend(self.decode(root, changes));
+        }
+        for (address, function) in &unsettled {
+            if let Err(reason) = self.settle(root, *address, function) {
+                let reason = format!("guest device {address}: {reason}");
+                self.report.end(Outcome::HostRefused(reason));
+            }
+        }
+    }
+}
+
+fn all(bars: &Bars) -> impl Iterator<Item = (PciAddress, BarDecode)> {
+    bars.iter()
+        .flat_map(|(address, bars)| bars.iter().map(|bar| (*address, *bar)))
+}
+
+fn has(bars: &Bars, address: PciAddress, decode: &BarDecode) -> bool {
+    bars.get(&address).is_some_and(|bars| bars.contains(decode))
+}
+
+/// The BARs that `stays` says.
+fn only(bars: &Bars, stays: impl Fn(PciAddress, &BarDecode) -> bool) -> Bars {
+    let of_one = |(address, bars): (&PciAddress, &Vec<BarDecode>)| {
+        let bars = bars.iter().filter(|bar| stays(*address, bar));
+        (*address, bars.copied().collect())
+    };
+    bars.iter().map(of_one).collect()
+}
+
+fn memory_ranges(bars: &Bars) -> Vec<GuestRange> {
+    let memory = all(bars).filter(|(_, decode)| !decode.bar.kind.is_io());
+    let range = |(_, decode): (PciAddress, BarDecode)| GuestRange {
+        start: decode.address,
+        size: decode.bar.size,
+    };
+    memory.map(range).collect()
 }
 
 /// Whether the guest has set the bus-master bit of the command register
@@ -152,181 +272,10 @@ fn is_bus_master(function: &mut dyn PciFunction) -> bool {
     command != u16::MAX && command & 1 << 2 != 0
 }
 
-fn lock(function: &FunctionHandle) -> std::sync::MutexGuard<'_, dyn PciFunction + 'static> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::{GuestRam, GuestRange};
-    use crate::timeline::Timeline;
-    use devices::pci::{BarIndex, BarInfo, BarKind};
-    use std::time::Duration;
-
-    /// One BAR, wherever the test wants it; reads give its tag.
-    #[derive(Debug)]
-    struct Function {
-        at: Option<u64>,
-        tag: u8,
-        command: u16,
-        settled: usize,
-    }
-
-    impl PciFunction for Function {
-        fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-            assert_eq!(offset, 4);
-            data.copy_from_slice(&self.command.to_le_bytes());
-        }
-        fn config_write(&mut self, _: u16, _: &[u8]) -> Effects {
-            Effects::NONE
-        }
-        fn bars(&self) -> Vec<BarInfo> {
-            vec![BarInfo {
-                index: BarIndex::new(0).unwrap(),
-                kind: BarKind::Memory32 {
-                    prefetchable: false,
-                },
-                size: 0x1000,
-            }]
-        }
-        fn decoded(&self) -> Vec<BarDecode> {
-            let bar = self.bars()[0];
-            self.at
-                .map(|address| BarDecode { bar, address })
-                .into_iter()
-                .collect()
-        }
-        fn bar_read(&mut self, _: BarIndex, _: u64, data: &mut [u8]) {
-            data.fill(self.tag);
-        }
-        fn bar_write(&mut self, _: BarIndex, _: u64, _: &[u8]) {}
-        fn settle(&mut self) -> Result<(), devices::pci::SettleError> {
-            self.settled += 1;
-            Ok(())
-        }
-    }
-
-    struct Rig {
-        mmio: Arc<Bus>,
-        wiring: Arc<Wiring>,
-        functions: Vec<Arc<Mutex<Function>>>,
-    }
-
-    impl Rig {
-        fn new(dma: Option<Arc<DmaMap>>) -> Self {
-            let mmio = Arc::new(Bus::new());
-            let report = EndReport::new(Timeline::start()).unwrap();
-            let wiring = Wiring::new(&mmio, &Arc::new(Bus::new()), dma, report);
-            let function = |tag| {
-                Arc::new(Mutex::new(Function {
-                    at: None,
-                    tag,
-                    command: 0,
-                    settled: 0,
-                }))
-            };
-            let functions = vec![function(1), function(2)];
-            Self {
-                mmio,
-                wiring,
-                functions,
-            }
-        }
-
-        fn place(&self, index: usize, at: Option<u64>) {
-            self.functions[index].lock().unwrap().at = at;
-            let address = PciAddress::new(0, 0, index as u8, 0).unwrap();
-            let handle: FunctionHandle = self.functions[index].clone();
-            let effects = Effects {
-                decoding: true,
-                bus_master: false,
-            };
-            self.wiring.apply(address, &handle, effects);
-        }
-
-        fn read(&self, address: u64) -> u8 {
-            let mut data = [0];
-            self.mmio.read(address, &mut data);
-            data[0]
-        }
-    }
-
-    #[test]
-    fn a_bar_answers_where_it_is_decoded() {
-        let rig = Rig::new(None);
-        rig.place(0, Some(0x1000));
-        assert_eq!(rig.read(0x1fff), 1);
-        rig.place(0, Some(0x8000));
-        assert_eq!(rig.read(0x1000), 0xff);
-        assert_eq!(rig.read(0x8000), 1);
-        rig.place(0, None);
-        assert_eq!(rig.read(0x8000), 0xff);
-        assert_eq!(rig.functions[0].lock().unwrap().settled, 3);
-    }
-
-    #[test]
-    fn two_bars_can_swap_places() {
-        let rig = Rig::new(None);
-        rig.place(0, Some(0x1000));
-        rig.place(1, Some(0x2000));
-        rig.place(0, Some(0x2000));
-        assert_eq!(rig.read(0x2000), 2, "who came first answers");
-        rig.place(1, Some(0x1000));
-        assert_eq!(rig.read(0x1000), 2);
-        assert_eq!(rig.read(0x2000), 1);
-    }
-
-    #[test]
-    fn a_bus_master_settles_once_memory_is_mapped() {
-        let range = GuestRange {
-            start: 0,
-            size: 2 << 20,
-        };
-        let ram = GuestRam::new(&[range]).unwrap();
-        let dma = DmaMap::start(&ram, Timeline::start()).unwrap();
-        dma.rest_until_needed();
-        let dma = Arc::new(dma);
-        let rig = Rig::new(Some(Arc::clone(&dma)));
-        rig.place(0, Some(0x1000));
-        assert_eq!(
-            rig.functions[0].lock().unwrap().settled,
-            1,
-            "not a bus master"
-        );
-
-        let settled = || rig.functions[0].lock().unwrap().settled;
-        rig.functions[0].lock().unwrap().command = 4;
-        std::thread::scope(|scope| {
-            // Another register's effect, by any vCPU, must not let it through.
-            scope.spawn(|| rig.place(0, Some(0x8000)));
-            std::thread::sleep(Duration::from_millis(50));
-            assert_eq!(settled(), 1);
-            dma.hand_over(crate::dma::tests::space(false));
-        });
-        assert_eq!(settled(), 2);
-    }
-
-    /// One that is pulled out while its bus-master bit waits for memory.
-    #[test]
-    fn a_function_that_is_taken_away_waits_for_nothing() {
-        let range = GuestRange {
-            start: 0,
-            size: 2 << 20,
-        };
-        let ram = GuestRam::new(&[range]).unwrap();
-        let dma = Arc::new(DmaMap::start(&ram, Timeline::start()).unwrap());
-        dma.rest_until_needed();
-        let rig = Rig::new(Some(Arc::clone(&dma)));
-        rig.functions[0].lock().unwrap().command = 4;
-        std::thread::scope(|scope| {
-            scope.spawn(|| rig.place(0, Some(0x1000)));
-            std::thread::sleep(Duration::from_millis(50));
-            rig.functions[0].lock().unwrap().command = u16::MAX;
-            // The space has lost its last device.
-            dma.hand_over(crate::dma::tests::space(true));
-        });
-        assert_eq!(rig.functions[0].lock().unwrap().settled, 1);
-        assert!(rig.wiring.report.take().is_none(), "the guest goes on");
-    }
-}
+#[path = "wiring_test.rs"]
+mod tests;

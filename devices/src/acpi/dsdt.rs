@@ -20,7 +20,7 @@ const HEADER: u32 = 36;
 const PCI_OSC: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
 /// What the guest may control natively: the PCI Express capability (bit 4) of
 /// its functions, which it needs to set payload sizes. Hot-plug, PME and AER
-/// (bits 0, 2, 3) are services of root ports, and there are none.
+/// (bits 0, 2, 3) are services of root ports that ours don't have.
 const NATIVE_CONTROL: u8 = 1 << 4;
 /// `_OSC`'s answers, in its first doubleword (ACPI 6.5 §6.2.11).
 const UNKNOWN_UUID: u8 = 1 << 2;

@@ -4,15 +4,14 @@ use proptest::prelude::*;
 
 use super::super::bar::BarKind;
 use super::super::fake::FakeFunction;
-use super::super::function::Effects;
-use super::super::root_complex::EffectSink;
+use super::super::root_complex::{Change, EffectSink};
 use super::*;
 
 #[derive(Debug)]
 struct Ignore;
 
 impl EffectSink for Ignore {
-    fn apply(&self, _: PciAddress, _: &FunctionHandle, _: Effects) {}
+    fn apply(&self, _: &RootComplex, _: &[Change]) {}
 }
 
 /// A root complex with one function at 00:03.1 (and its function 0).
@@ -154,6 +153,47 @@ fn bar_accesses_stay_inside() {
 }
 
 proptest! {
+    /// Bytes, words, doublewords and what lies across them read and write the
+    /// same by both doors, and as single bytes.
+    #[test]
+    fn both_doors_lead_to_the_same_bytes(
+        register in 0u16..256,
+        size in prop_oneof![Just(1usize), Just(2), Just(4), Just(8)],
+        value: [u8; 8],
+    ) {
+        let (root, function) = root();
+        let ecam = Ecam::new(root.clone(), 0);
+        let ports = ConfigPorts::new(root);
+        let at = FUNCTION + u64::from(register);
+        let bytes = |from: u16, count: usize| -> Vec<u8> {
+            let one = |at| read::<1>(&ecam, FUNCTION + at)[0];
+            (u64::from(from)..).take(count).map(one).collect()
+        };
+        let mut whole = vec![0x55; size];
+        ecam.read(at, &mut whole);
+        prop_assert_eq!(&whole, &bytes(register, size));
+        select(&ports, u32::from(register & !3));
+        let port = 4 + u64::from(register & 3);
+        // The data port has four bytes.
+        let within = size.min(4 - usize::from(register & 3));
+        let mut data = vec![0x55; within];
+        ports.read(port, &mut data);
+        prop_assert_eq!(&data, &bytes(register, within));
+        // Away from the BARs, where the function keeps all that is written.
+        if register >= 0x30 {
+            let before = bytes(0, 0x120);
+            ports.write(port, &value[..within]);
+            prop_assert_eq!(bytes(register, within), &value[..within]);
+            ecam.write(at, &before[register.into()..][..size]);
+            ecam.write(at, &value[..size]);
+            prop_assert_eq!(bytes(register, size), &value[..size]);
+            let mut expected = before;
+            expected[register.into()..][..size].copy_from_slice(&value[..size]);
+            prop_assert_eq!(bytes(0, 0x120), expected, "nothing else changed");
+        }
+        drop(function);
+    }
+
     /// Any access to the ports: no panic, and never more than four bytes at
     /// the selected register.
     #[test]

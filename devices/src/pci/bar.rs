@@ -59,6 +59,9 @@ pub enum BarKind {
     },
     /// Ports.
     Io,
+    /// The expansion ROM: memory below 4 GiB that reads only, with an enable
+    /// bit of its own (PCIe 6.0 §7.5.1.2.4).
+    Rom,
 }
 
 impl BarKind {
@@ -101,23 +104,41 @@ impl BarInfo {
     const MIN_IO: u64 = 4;
     /// The largest 32-bit BAR.
     const MAX_32_BIT: u64 = 1 << 31;
+    /// Bytes between which an expansion ROM must be (PCIe 6.0 §7.5.1.2.4).
+    const ROM_SIZES: (u64, u64) = (1 << 11, 1 << 24);
+    /// The bit in its register that makes an expansion ROM answer.
+    pub const ROM_ENABLE: u32 = 1;
 
     /// Whether a BAR can look like this: the size is a power of two that its
-    /// register can express, and a 64-bit BAR has a register after it.
+    /// register can express, a 64-bit BAR has a register after it, and the
+    /// ROM is in its place.
     pub const fn is_valid(&self) -> bool {
         let (min, max) = match self.kind {
             BarKind::Memory32 { .. } => (Self::MIN_MEMORY, Self::MAX_32_BIT),
             BarKind::Memory64 { .. } => (Self::MIN_MEMORY, 1 << 63),
             BarKind::Io => (Self::MIN_IO, Self::MAX_32_BIT),
+            BarKind::Rom => Self::ROM_SIZES,
         };
         let fits = self.size >= min && self.size <= max && self.size.is_power_of_two();
-        fits && self.index.0 < 6 && !(self.kind.is_64_bit() && self.index.0 == 5)
+        let is_rom = matches!(self.kind, BarKind::Rom);
+        let has_room = !(self.kind.is_64_bit() && self.index.0 == 5);
+        fits && is_rom == (self.index.0 == BarIndex::ROM.0) && has_room
+    }
+
+    /// The low bits of the register, which don't belong to the address.
+    pub(super) const fn low_bits(&self) -> u32 {
+        match self.kind {
+            BarKind::Io => 0x3,
+            BarKind::Rom => 0x7ff,
+            BarKind::Memory32 { .. } | BarKind::Memory64 { .. } => 0xf,
+        }
     }
 
     /// The type bits that the register's low bits read as.
     const fn type_bits(&self) -> u32 {
         match self.kind {
             BarKind::Io => 1,
+            BarKind::Rom => 0,
             BarKind::Memory32 { prefetchable } => (prefetchable as u32) << 3,
             BarKind::Memory64 { prefetchable } => (prefetchable as u32) << 3 | 0x4,
         }
@@ -128,7 +149,11 @@ impl BarInfo {
     pub fn define(&self, config: &mut ConfigSpace) {
         let mask = !(self.size - 1);
         let register = self.index.register();
-        let low = mask as u32;
+        let enable = match self.kind {
+            BarKind::Rom => Self::ROM_ENABLE,
+            _ => 0,
+        };
+        let low = mask as u32 & !self.low_bits() | enable;
         config.define(Register::writable(register, 4, self.type_bits(), low));
         if self.kind.is_64_bit() {
             let high = (mask >> 32) as u32;
@@ -136,20 +161,34 @@ impl BarInfo {
         }
     }
 
+    /// The address in the BAR's registers, whether or not the BAR can decode
+    /// it.
+    pub fn register_value(&self, config: &ConfigSpace) -> u64 {
+        let register = self.index.register();
+        let mut address = u64::from(config.u32(register) & !self.low_bits());
+        if self.kind.is_64_bit() {
+            address |= u64::from(config.u32(register + 4)) << 32;
+        }
+        address
+    }
+
     /// The address in the BAR's registers, if the BAR can decode it.
     ///
     /// Zero means that none was set. The topmost place of its address space
     /// is what a register holds while the guest sizes the BAR, and no BAR can
-    /// live there.
+    /// live there. An expansion ROM must be enabled besides.
     pub fn address(&self, config: &ConfigSpace) -> Option<u64> {
-        let register = self.index.register();
-        let type_mask = if self.kind.is_io() { 0x3 } else { 0xf };
-        let mut address = u64::from(config.u32(register) & !type_mask);
-        let mut top = u64::from(u32::MAX);
-        if self.kind.is_64_bit() {
-            address |= u64::from(config.u32(register + 4)) << 32;
-            top = u64::MAX;
+        if matches!(self.kind, BarKind::Rom)
+            && config.u32(self.index.register()) & Self::ROM_ENABLE == 0
+        {
+            return None;
         }
+        let address = self.register_value(config);
+        let top = if self.kind.is_64_bit() {
+            u64::MAX
+        } else {
+            u64::from(u32::MAX)
+        };
         let last = address.checked_add(self.size - 1)?;
         (address != 0 && last < top).then_some(address)
     }

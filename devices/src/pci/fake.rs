@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::bar::{BarDecode, BarIndex, BarInfo};
+use super::config::ConfigSpace;
 use super::function::{Effects, PciFunction};
 
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(super) struct FakeFunction {
     pub(super) bars: Vec<BarInfo>,
     /// Offset and length of each config access.
     pub(super) accesses: Vec<(u16, usize)>,
+    /// How often a port above carried a reset down.
+    pub(super) resets: usize,
     /// BAR, offset and length of each BAR access.
     pub(super) bar_accesses: Vec<(BarIndex, u64, usize)>,
 }
@@ -32,6 +35,7 @@ impl FakeFunction {
             space,
             bars,
             accesses: Vec::new(),
+            resets: 0,
             bar_accesses: Vec::new(),
         }))
     }
@@ -69,15 +73,14 @@ impl PciFunction for FakeFunction {
 
     fn config_write(&mut self, offset: u16, data: &[u8]) -> Effects {
         self.check(offset, data.len());
-        let before = self.space[4];
+        let before = (self.space[4], self.decoded());
         for (index, byte) in data.iter().enumerate() {
             let at = usize::from(offset) + index;
             self.space[at] = byte & self.mask(at);
         }
-        let after = self.space[4];
         Effects {
-            decoding: (before ^ after) & 3 != 0,
-            bus_master: !before & after & 4 != 0,
+            decoding: before.1 != self.decoded() || (before.0 ^ self.space[4]) & 3 != 0,
+            bus_master: !before.0 & self.space[4] & 4 != 0,
         }
     }
 
@@ -86,7 +89,28 @@ impl PciFunction for FakeFunction {
     }
 
     fn decoded(&self) -> Vec<BarDecode> {
-        Vec::new()
+        let mut config = ConfigSpace::new();
+        config.set(0, &self.space[..0x40]);
+        let enabled = |bar: &BarInfo| self.space[4] & if bar.kind.is_io() { 1 } else { 2 } != 0;
+        let decode = |bar: BarInfo| {
+            let address = bar.address(&config)?;
+            Some(BarDecode { bar, address })
+        };
+        let bars = self.bars.iter().copied().filter(enabled);
+        bars.filter_map(decode).collect()
+    }
+
+    fn reset(&mut self) -> Effects {
+        self.resets += 1;
+        self.space[4..6].fill(0);
+        for bar in &self.bars {
+            let at = usize::from(bar.index.register());
+            self.space[at..at + 4].fill(0);
+        }
+        Effects {
+            decoding: true,
+            bus_master: false,
+        }
     }
 
     fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {

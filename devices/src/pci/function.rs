@@ -3,6 +3,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use super::bar::{BarDecode, BarIndex, BarInfo};
+use super::forwarding::Forwarding;
 
 /// A function in the topology, with the lock that its accesses take.
 ///
@@ -38,6 +39,17 @@ impl Effects {
     }
 }
 
+/// What the topology lets through to a function, and from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The BARs that answer: those of [`PciFunction::decoded`] that the port
+    /// above lets through and that no other BAR hides.
+    pub answering: Vec<BarDecode>,
+    /// Whether the port above, if there is one, forwards the function's own
+    /// requests. The function's bus-master bit counts besides.
+    pub bus_master: bool,
+}
+
 /// Why the host could not follow what the guest programmed.
 pub type SettleError = Box<dyn Error + Send + Sync>;
 
@@ -54,10 +66,12 @@ pub trait PciFunction: Send + Debug {
     /// Writes config space and says what the write changed outside.
     fn config_write(&mut self, offset: u16, data: &[u8]) -> Effects;
 
-    /// The BARs that the function implements, in ascending order. Constant.
+    /// The BARs that the function implements, in ascending order, the
+    /// expansion ROM last. Constant.
     fn bars(&self) -> Vec<BarInfo>;
 
-    /// The BARs that answer right now, and where.
+    /// The BARs that the function's registers make it answer right now, and
+    /// where. What of it is heard is the topology's to say: see [`Reach`].
     fn decoded(&self) -> Vec<BarDecode>;
 
     /// Reads from a BAR that is not mapped straight into the guest.
@@ -66,13 +80,41 @@ pub trait PciFunction: Send + Debug {
     /// Writes to a BAR that is not mapped straight into the guest.
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]);
 
+    /// The port above carried a reset down (PCIe 6.0 §6.6.1: a hot reset):
+    /// registers get their values after reset, interrupts go off, BARs are
+    /// zero. As with a config write the answer says what changed outside;
+    /// [`Self::settle`] resets the device itself.
+    ///
+    /// Does nothing unless it is implemented: right for a function without
+    /// state only.
+    fn reset(&mut self) -> Effects {
+        Effects::NONE
+    }
+
+    /// For a port: what it lets through now. Nothing for all others. Whether
+    /// a function is a port never changes.
+    fn forwarding(&self) -> Option<Forwarding> {
+        None
+    }
+
+    /// Takes everything out of the guest's address space that is not in
+    /// `answering`. The place will be another's as soon as this returns.
+    ///
+    /// Does nothing unless it is implemented: right for a function that maps
+    /// nothing straight into the guest.
+    fn release(&mut self, answering: &[BarDecode]) {
+        let _ = answering;
+    }
+
     /// Brings the host side in line with what the guest has programmed: maps
-    /// and unmaps BARs, hands on the bus-master bit. Idempotent; works from
-    /// the present state, so a late call after two writes is right.
+    /// and unmaps BARs, hands on the bus-master bit, within what `reach`
+    /// allows. Idempotent; works from the present state, so a late call after
+    /// two writes is right.
     ///
     /// # Errors
     /// When the host refuses. The virtual machine can't go on.
-    fn settle(&mut self) -> Result<(), SettleError> {
+    fn settle(&mut self, reach: &Reach) -> Result<(), SettleError> {
+        let _ = reach;
         Ok(())
     }
 }

@@ -12,9 +12,14 @@ pub const HOST_BRIDGE_ID: (u16, u16) = (0x1b36, 0x0008);
 
 /// The function at 00:00.0, which stands for the root complex itself.
 ///
-/// It has an identity and nothing to program: every register is read-only.
+/// It has an identity and nothing to program: every register is read-only. It
+/// is conventional PCI, so beyond the first 256 bytes there is nothing: all
+/// ones, by which a guest knows not to look for extended capabilities.
 #[derive(Debug, Default)]
 pub struct HostBridge(());
+
+/// Bytes of a conventional function's config space.
+const SIZE: usize = 256;
 
 /// What isn't zero in the header: offset and bytes (PCI 3.0 §6.1).
 const HEADER: [(usize, [u8; 2]); 3] = [
@@ -41,8 +46,8 @@ impl HostBridge {
 
 impl PciFunction for HostBridge {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = Self::byte(usize::from(offset) + index);
+        for (byte, at) in data.iter_mut().zip(usize::from(offset)..) {
+            *byte = if at < SIZE { Self::byte(at) } else { 0xff };
         }
     }
 
@@ -92,7 +97,9 @@ mod tests {
         bridge.config_read(0x10, &mut byte);
         assert_eq!(byte, [0]);
         let mut end = [1; 4];
+        bridge.config_read(254, &mut end);
+        assert_eq!(end, [0, 0, 0xff, 0xff]);
         bridge.config_read(4092, &mut end);
-        assert_eq!(end, [0; 4]);
+        assert_eq!(end, [0xff; 4]);
     }
 }

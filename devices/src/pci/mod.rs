@@ -6,12 +6,18 @@ mod address;
 mod bar;
 mod capability;
 mod config;
+mod contest;
 #[cfg(test)]
 mod fake;
+mod firmware;
+mod forwarding;
 mod function;
 mod host_bridge;
+mod link;
 mod msix;
+pub mod placement;
 mod root_complex;
+mod root_port;
 pub mod window;
 
 #[cfg(feature = "machine")]
@@ -20,7 +26,12 @@ pub use address::{PciAddress, PciAddressError};
 pub use bar::{BarDecode, BarIndex, BarInfo, BarKind};
 pub use capability::{Capability, ExtendedCapability, capabilities, extended_capabilities};
 pub use config::{CONFIG_SPACE_SIZE, ConfigSpace, Register};
-pub use function::{Effects, FunctionHandle, PciFunction, SettleError};
+pub use contest::{Fixed, contest};
+pub use firmware::{ProgramError, program};
+pub use forwarding::Forwarding;
+pub use function::{Effects, FunctionHandle, PciFunction, Reach, SettleError};
 pub use host_bridge::{HOST_BRIDGE_ID, HostBridge};
+pub use link::Link;
 pub use msix::{MsiMessage, Msix};
-pub use root_complex::{EffectSink, RootComplex, TopologyError};
+pub use root_complex::{Change, EffectSink, RootComplex, TopologyError};
+pub use root_port::{ROOT_PORT_ID, RootPort};

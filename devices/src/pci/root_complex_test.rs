@@ -11,9 +11,13 @@ struct Sink {
 }
 
 impl EffectSink for Sink {
-    fn apply(&self, address: PciAddress, function: &FunctionHandle, effects: Effects) {
-        assert!(function.try_lock().is_ok(), "the lock is still held");
-        self.applied.lock().unwrap().push((address, effects));
+    fn apply(&self, root: &RootComplex, changes: &[Change]) {
+        for change in changes {
+            assert!(change.function.try_lock().is_ok(), "the lock is still held");
+            assert!(root.function(change.address).is_some());
+            let applied = (change.address, change.effects);
+            self.applied.lock().unwrap().push(applied);
+        }
     }
 }
 

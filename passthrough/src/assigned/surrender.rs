@@ -93,7 +93,8 @@ impl AssignedDevice {
     /// left to do for the fields that are dropped after this.
     pub(super) fn silence(&mut self) {
         self.interrupts = None;
-        self.set_command(self.command & !config::COMMAND_BUS_MASTER);
+        let command = self.command.unwrap_or(self.command_of_host);
+        self.set_command(command & !config::COMMAND_BUS_MASTER);
         self.bars.unmap_stale(&[]);
     }
 }

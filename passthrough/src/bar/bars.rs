@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use devices::pci::{BarDecode, BarIndex, BarInfo, PciAddress};
 
-use super::{BarLayout, BarMapping, DirectMemory, Emulated, PeerToPeer};
+use super::{BarLayout, BarMapping, DirectMemory, Emulated};
 use crate::config::MsixCapability;
-use crate::iommu::AddressSpace;
+use crate::iommu::{AddressSpace, Peer};
 use crate::limit::LogLimit;
 use crate::ports::{HostMemory, MemoryMapper};
 use crate::sys;
@@ -24,13 +24,27 @@ struct Bar {
     refused: Option<u64>,
 }
 
+impl Bar {
+    /// Whether it can be mapped where it is. A BAR below a page can be put
+    /// into the middle of one, where the rest of its page would not fit.
+    fn is_mappable_at(&self, address: u64) -> bool {
+        !self.direct.is_empty() && address.is_multiple_of(sys::page_size())
+    }
+}
+
 /// The BARs of a device, each with what it has in the guest's address space.
+///
+/// What is mapped follows from where the BARs are decoded, and from nothing
+/// before: [`Self::unmap_stale`] takes away whatever is not where it should
+/// be, [`Self::map_decoded`] adds what is missing. A BAR is mapped with all of
+/// its pieces or with none. One that can't be mapped is trapped, which is
+/// slow and right.
 #[derive(Debug)]
 pub(crate) struct Bars {
     host: PciAddress,
     bars: Vec<Bar>,
     mapper: Arc<dyn MemoryMapper>,
-    peers: PeerToPeer,
+    peer: Peer,
     log: LogLimit,
 }
 
@@ -45,7 +59,7 @@ impl Bars {
             host,
             bars: Vec::new(),
             mapper,
-            peers: PeerToPeer::new(host, space),
+            peer: Peer::join(host, space),
             log: LogLimit::new(MAX_MESSAGES),
         }
     }
@@ -128,13 +142,11 @@ impl Bars {
             let Some(address) = address_of(decoded, bar.info.index) else {
                 continue;
             };
-            if bar.mapping.is_some() || bar.refused.is_some() || bar.direct.is_empty() {
+            if bar.mapping.is_some() || bar.refused.is_some() || !bar.is_mappable_at(address) {
                 continue;
             }
-            match BarMapping::new(address, &bar.direct, &*self.mapper, &mut self.peers) {
+            match BarMapping::new(address, &bar.direct, &*self.mapper, &self.peer) {
                 Ok(mapping) => bar.mapping = Some(mapping),
-                // The guest may have put it over something else. Trapped, it
-                // works as far as the address decoder lets it.
                 Err(error) => {
                     bar.refused = Some(address);
                     if let Some(end) = self.log.admit() {
@@ -170,3 +182,7 @@ fn address_of(decoded: &[BarDecode], index: BarIndex) -> Option<u64> {
     let found = decoded.iter().find(|decode| decode.bar.index == index);
     found.map(|decode| decode.address)
 }
+
+#[cfg(test)]
+#[path = "bars_test.rs"]
+mod tests;

@@ -10,6 +10,11 @@ pub(crate) enum Emulated {
     Pba,
 }
 
+/// How many pieces of a BAR are mapped at most. Each takes one of the
+/// hypervisor's slots, and it is the host's driver that says how many there
+/// are; those that are known have a handful.
+const MAX_DIRECT: usize = 32;
+
 /// How the bytes of a BAR are divided.
 ///
 /// ```text
@@ -20,6 +25,22 @@ pub(crate) enum Emulated {
 ///
 /// Direct areas are whole host pages, in ascending order, and hold nothing
 /// that is emulated. Everything else is trapped.
+///
+/// A BAR smaller than a page has one direct area, the page that it begins, or
+/// none:
+///
+/// ```text
+///  0        size                      page
+///  |  BAR    |  nothing of the host's  |
+/// ```
+///
+/// The kernel says that such a BAR may be mapped only where it begins a page
+/// and the rest of the page could be kept free of other devices
+/// (`vfio_pci_probe_mmaps`, drivers/vfio/pci/vfio_pci_core.c). On the guest's
+/// side the page must hold nothing else either; [`MemoryMapper::map`] sees to
+/// that.
+///
+/// [`MemoryMapper::map`]: crate::ports::MemoryMapper::map
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BarLayout {
     /// What is mapped straight into the guest.
@@ -35,10 +56,6 @@ impl BarLayout {
     /// may overlap or leave the BAR. `emulated` is what we answer ourselves;
     /// what of it lies outside of the BAR is cut off. `page` is the host's page
     /// size, a power of two.
-    ///
-    /// A BAR smaller than a page is trapped: the rest of its page would expose
-    /// its neighbours, of the device on the host's side and of the guest's
-    /// address space on the other.
     pub(crate) fn new(
         size: u64,
         mappable: &[RegionArea],
@@ -53,6 +70,17 @@ impl BarLayout {
         let mut direct: Vec<RegionArea> = Vec::new();
         let mut allowed: Vec<_> = mappable.iter().filter_map(|&a| clip(a, size)).collect();
         allowed.sort_unstable();
+        if size < page {
+            let whole = RegionArea { offset: 0, size };
+            let direct = if size > 0 && inside.is_empty() && allowed.contains(&whole) {
+                let size = page;
+                vec![RegionArea { size, ..whole }]
+            } else {
+                Vec::new()
+            };
+            let emulated = inside;
+            return Self { direct, emulated };
+        }
         let mut done = 0;
         for area in allowed {
             // Overlapping areas are taken once.
@@ -67,8 +95,10 @@ impl BarLayout {
             push(&mut direct, at, end);
             done = done.max(end);
         }
+        let mut direct = merge(direct);
+        direct.truncate(MAX_DIRECT);
         Self {
-            direct: merge(direct),
+            direct,
             emulated: inside,
         }
     }

@@ -45,9 +45,30 @@ fn nothing_mappable_is_all_trapped() {
 }
 
 #[test]
-fn a_bar_below_a_page_is_trapped() {
-    assert_eq!(direct(0x100, &[]), []);
+fn a_bar_below_a_page_takes_its_page() {
+    assert_eq!(direct(0x100, &[]), [(0, 0x1000)]);
+    assert_eq!(direct(0x10, &[]), [(0, 0x1000)]);
+    let layout = BarLayout::new(0x1000, &[area(0, 0x1000)], &[], 0x10000);
+    assert_eq!(layout.direct, [area(0, 0x10000)], "of a host with 64 KiB");
+}
+
+#[test]
+fn a_bar_below_a_page_is_trapped_unless_all_of_it_may_be_mapped() {
+    assert_eq!(with_areas(0x100, &[], &[]), []);
+    assert_eq!(with_areas(0x100, &[area(0, 0x80)], &[]), []);
+    assert_eq!(with_areas(0x100, &[area(0x80, 0x80)], &[]), []);
+    let halves = [area(0, 0x80), area(0x80, 0x80)];
+    assert_eq!(with_areas(0x100, &halves, &[]), []);
     assert_eq!(direct(0x800, &[table(0, 0x40)]), []);
+    assert_eq!(direct(0x800, &[pba(0x400, 8)]), []);
+}
+
+#[test]
+fn a_bar_in_more_pieces_than_drivers_have_is_trapped_in_part() {
+    let every_other: Vec<_> = (0..1000).map(|at| area(at * 2 * PAGE, PAGE)).collect();
+    let areas = with_areas(2000 * PAGE, &every_other, &[]);
+    assert_eq!(areas.len(), MAX_DIRECT);
+    assert_eq!(areas[MAX_DIRECT - 1], (62 * PAGE, 63 * PAGE));
 }
 
 #[test]

@@ -7,4 +7,4 @@ mod mapping;
 
 pub(crate) use bars::Bars;
 pub(crate) use layout::{BarLayout, Emulated, pieces};
-pub(crate) use mapping::{BarMapping, DirectMemory, PeerToPeer};
+pub(crate) use mapping::{BarMapping, DirectMemory};

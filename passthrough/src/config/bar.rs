@@ -6,7 +6,7 @@ use crate::vfio::DeviceBackend;
 /// The BARs that the device has: the size from its regions, the kind from the
 /// type bits of its registers (PCIe 6.0 §7.5.1.2.1).
 ///
-/// A BAR to which the host gave no address is shown by the kernel as absent,
+/// The ROM is none of them. A BAR to which the host gave no address is shown by the kernel as absent,
 /// and so it is here.
 ///
 /// # Errors
@@ -37,7 +37,7 @@ pub(crate) fn discover(
 }
 
 /// What a BAR's low bits say. The type "below 1 MiB" of old means 32 bits.
-fn kind(register: u32) -> BarKind {
+pub(crate) fn kind(register: u32) -> BarKind {
     let prefetchable = register & 8 != 0;
     match register & 7 {
         4 => BarKind::Memory64 { prefetchable },

@@ -1,120 +1,144 @@
 use devices::pci::ConfigSpace;
 
 use super::ConfigError;
-use super::rule::{READ, Rule, Treatment, rule};
+use super::book::{Limit, ResetBit};
+use super::rule::{Access, Rule};
+use super::subject::Subject;
+use crate::assigned::Placement;
 
 const FLAGS: u16 = 0x02;
+const TYPE: u16 = 0x00f0;
+const VERSION: u16 = 0x000f;
 const DEVICE_CAPABILITIES: u16 = 0x04;
-/// The device control register, from the capability's start
-/// (PCIe 6.0 §7.5.3.4).
-pub(crate) const DEVICE_CONTROL: u16 = 0x08;
-/// Initiate Function Level Reset; the bit reads as zero.
-pub(crate) const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
+const LARGEST_PAYLOAD: u32 = 7;
+const CAN_RESET: u32 = 1 << 28;
+const DEVICE_CONTROL: u16 = 0x08;
+const PAYLOAD: u16 = 7 << 5;
+const READ_REQUEST: u16 = 7 << 12;
+/// 4096 bytes; larger values are reserved.
+const LARGEST_READ_REQUEST: u16 = 5 << 12;
 
 const TYPE_ENDPOINT: u8 = 0x0;
 const TYPE_LEGACY_ENDPOINT: u8 = 0x1;
 const TYPE_INTEGRATED_ENDPOINT: u8 = 0x9;
 
-/// The capabilities without slot power (bits 27:18), which is the slot's, and
-/// without phantom functions (4:3), which the kernel never enables.
-const DEVCAP_SHOWN: u32 = !(0x3ff << 18 | 3 << 3);
-const DEVCAP_FLR: u32 = 1 << 28;
-/// What the guest may change: not the error reporting enables (3:0), which
-/// serve the host's error handling, nor phantom functions (9), nor the reset
-/// (15), which is carried out by itself.
-const DEVCTL_WRITABLE: u32 = 0x7df0;
-/// Without what needs the host's topology to agree: ARI forwarding (5), atomic
-/// routing (6), LTR (11), 10-bit tags (17:16), OBFF (19:18).
-const DEVCAP2_SHOWN: u32 = !(1 << 5 | 1 << 6 | 1 << 11 | 3 << 16 | 3 << 18);
-/// Completion timeout (4:0), atomic requests (6), ID-based ordering (9:8).
-const DEVCTL2_WRITABLE: u32 = 0x035f;
-
-/// What the guest sees of a PCI Express capability.
-pub(super) enum Express {
-    /// The rules for it.
-    Shown {
-        rules: Vec<Rule>,
-        /// The function can be reset by its control register.
-        flr: bool,
-    },
-    /// The device looks like conventional PCI.
-    Hidden,
+/// What depends on the device in its PCI Express capability.
+#[derive(Debug, Default)]
+pub(super) struct Express {
+    /// Rules besides those of the table.
+    pub(super) rules: Vec<Rule>,
+    /// The bit that orders a reset, if there is one.
+    pub(super) reset: Option<ResetBit>,
+    /// Fields with a largest value.
+    pub(super) limits: Vec<Limit>,
 }
 
-/// The rules of the capability at `at` (PCIe 6.0 §7.5.3).
+/// Fits the capability at `at` to the device's place in the guest.
 ///
-/// The guest sees the function on its root bus, where there is no link and
-/// where only integrated endpoints live: an endpoint becomes one, and its link
-/// registers are gone. A legacy endpoint may not be integrated (§1.3.2.3); it
-/// loses the capability and looks like conventional PCI.
+/// Behind a port an endpoint stays what it is. On the root bus there is no
+/// link, and only integrated endpoints live there: an endpoint becomes one. A
+/// legacy endpoint may not be integrated (PCIe 6.0 §1.3.2.3); it loses the
+/// capability, for the reason that is the inner error, and looks like
+/// conventional PCI.
 ///
 /// # Errors
-/// When it is not an endpoint.
-pub(super) fn rules(
-    snapshot: &ConfigSpace,
+/// When it is not an endpoint, or can't stand where it is to.
+pub(super) fn build(
+    subject: &Subject<'_>,
     at: u16,
-    can_reset: bool,
-) -> Result<Express, ConfigError> {
+) -> Result<Result<Express, &'static str>, ConfigError> {
+    let snapshot = subject.snapshot;
     let flags = snapshot.u16(at + FLAGS);
-    match (flags >> 4) as u8 & 0xf {
-        TYPE_ENDPOINT | TYPE_INTEGRATED_ENDPOINT => {}
-        TYPE_LEGACY_ENDPOINT => return Ok(Express::Hidden),
-        other => return Err(ConfigError::PortType(other)),
+    let mut express = Express::default();
+    let section = ("PCI Express capabilities: type", "PCIe 6.0 §7.5.3.2");
+    match (port_type(snapshot, at), subject.placement) {
+        (TYPE_ENDPOINT | TYPE_LEGACY_ENDPOINT, Placement::BehindPort)
+        | (TYPE_INTEGRATED_ENDPOINT, Placement::RootBus) => {
+            let same = Access::Constant(TYPE.into());
+            let rule = Rule::new(FLAGS, 2, same, section, "");
+            express.rules.push(rule.bits(TYPE.into()));
+        }
+        (TYPE_ENDPOINT, Placement::RootBus) => {
+            let integrated = Access::Value(u32::from(TYPE_INTEGRATED_ENDPOINT) << 4);
+            let why = "on the root bus only integrated endpoints can stand";
+            let rule = Rule::new(FLAGS, 2, integrated, section, why);
+            express.rules.push(rule.bits(TYPE.into()));
+        }
+        (TYPE_LEGACY_ENDPOINT, Placement::RootBus) => {
+            return Ok(Err("a legacy endpoint may not stand on a root bus"));
+        }
+        (TYPE_INTEGRATED_ENDPOINT, Placement::BehindPort) => return Err(ConfigError::NoLink),
+        (other, _) => return Err(ConfigError::PortType(other)),
     }
-    // Some virtual functions claim version 0, which does not exist.
-    let version = (flags & 0xf).max(1);
-    let message = flags & 0x3e00;
-    let shown = u32::from(message | u16::from(TYPE_INTEGRATED_ENDPOINT) << 4 | version);
-    let devcap = snapshot.u32(at + DEVICE_CAPABILITIES);
-    let flr = can_reset && devcap & DEVCAP_FLR != 0;
-    let devcap_shown = if flr {
-        DEVCAP_SHOWN
-    } else {
-        DEVCAP_SHOWN & !DEVCAP_FLR
-    };
-    let device = |writable| Treatment::Device { writable };
-    let mut rules = vec![
-        rule(
-            FLAGS,
-            2,
-            Treatment::Value(shown),
-            "capabilities, PCIe 6.0 §7.5.3.2",
-        ),
-        rule(
-            0x04,
-            4,
-            Treatment::Constant(devcap_shown),
-            "device capabilities, §7.5.3.3",
-        ),
-        rule(0x08, 2, device(DEVCTL_WRITABLE), "device control, §7.5.3.4"),
-        // The error bits are the host's to clear; transactions pending (5)
-        // is what drivers wait for before a reset.
-        rule(0x0a, 2, READ, "device status, §7.5.3.5"),
-    ];
-    if version >= 2 {
-        rules.extend([
-            rule(
-                0x24,
-                4,
-                Treatment::Constant(DEVCAP2_SHOWN),
-                "device capabilities 2, §7.5.3.15",
-            ),
-            rule(
-                0x28,
-                2,
-                device(DEVCTL2_WRITABLE),
-                "device control 2, §7.5.3.16",
-            ),
-        ]);
+    if flags & VERSION == 0 {
+        let section = ("PCI Express capabilities: version", "PCIe 6.0 §7.5.3.2");
+        let why = "some virtual functions claim version 0, which does not exist";
+        let rule = Rule::new(FLAGS, 2, Access::Value(1), section, why);
+        express.rules.push(rule.bits(VERSION.into()));
     }
-    Ok(Express::Shown { rules, flr })
+    payload(snapshot, at, &mut express);
+    if subject.can_reset && snapshot.u32(at + DEVICE_CAPABILITIES) & CAN_RESET != 0 {
+        express.reset = Some(ResetBit {
+            offset: at + DEVICE_CONTROL + 1,
+            mask: 0x80,
+        });
+    }
+    Ok(Ok(express))
 }
 
-/// Bytes of the capability at `at`: a first version ends before the second
-/// set of registers.
-pub(super) fn size(snapshot: &ConfigSpace, at: u16) -> u16 {
-    match snapshot.u16(at + FLAGS) & 0xf {
-        0 | 1 => 0x24,
-        _ => 0x3c,
+/// The payload that the host has set up is the largest that its path carries:
+/// the guest is offered no more. The kernel keeps it as it is, whatever the
+/// guest writes.
+fn payload(snapshot: &ConfigSpace, at: u16, express: &mut Express) {
+    let largest = snapshot.u32(at + DEVICE_CAPABILITIES) & LARGEST_PAYLOAD;
+    let control = snapshot.u16(at + DEVICE_CONTROL);
+    let size = largest.min(u32::from(control & PAYLOAD) >> 5);
+    let section = ("device capabilities: largest payload", "PCIe 6.0 §7.5.3.3");
+    let why = "no larger than the host's path to the device is set up for";
+    let rule = Rule::new(DEVICE_CAPABILITIES, 4, Access::Value(size), section, why);
+    express.rules.push(rule.bits(LARGEST_PAYLOAD));
+    let kept = Access::Kept {
+        value: size << 5,
+        writable: PAYLOAD.into(),
+    };
+    let section = ("device control: payload", "PCIe 6.0 §7.5.3.4");
+    let why = "the host has chosen what its path carries; the guest reads back what it asked for";
+    let rule = Rule::new(DEVICE_CONTROL, 2, kept, section, why);
+    express.rules.push(rule.bits(PAYLOAD.into()));
+    for (mask, largest) in [
+        (PAYLOAD, (size << 5) as u16),
+        (READ_REQUEST, LARGEST_READ_REQUEST),
+    ] {
+        express.limits.push(Limit {
+            offset: at + DEVICE_CONTROL,
+            mask,
+            largest,
+        });
+    }
+}
+
+fn port_type(config: &ConfigSpace, at: u16) -> u8 {
+    ((config.u16(at + FLAGS) & TYPE) >> 4) as u8
+}
+
+/// Whether the function of the capability at `at` has a link, and so belongs
+/// behind a port.
+pub(super) fn has_link(config: &ConfigSpace, at: u16) -> bool {
+    port_type(config, at) != TYPE_INTEGRATED_ENDPOINT
+}
+
+/// Whether the capability at `at` has the second set of registers.
+pub(super) fn has_second(config: &ConfigSpace, at: u16) -> bool {
+    config.u16(at + FLAGS) & VERSION >= 2
+}
+
+/// Bytes of the capability at `at`: integrated endpoints have no link
+/// registers at its end, and a first version ends before the second set.
+pub(super) fn size(config: &ConfigSpace, at: u16) -> u16 {
+    match (config.u16(at + FLAGS) & VERSION, has_link(config, at)) {
+        (1, true) => 0x14,
+        (1, false) => 0x0c,
+        (_, true) => 0x3c,
+        (_, false) => 0x2c,
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! | file | says of |
 //! |---|---|
-//! | `rule.rs` | what a rule is: who answers a register, who may write it |
-//! | `header.rs`, `bar.rs` | the first 64 bytes |
+//! | `table/` | the rules, as data: who answers a register, who may write it, why |
+//! | `rule.rs` | what a rule is |
+//! | `subject.rs` | the device that they are applied to, and its place in the guest |
 //! | `standard.rs`, `extended.rs` | which capabilities the guest sees, and their chains |
-//! | `power.rs`, `express.rs`, `msix.rs`, `vendor.rs` | the registers of single capabilities |
+//! | `express.rs`, `msix.rs`, `power.rs`, `resizable.rs`, `size.rs` | single capabilities |
+//! | `bar.rs`, `command.rs` | registers of the header |
+//! | `book.rs` | all rules of one device, in their places |
 //! | `view.rs` | the rules put to work |
 //!
 //! The host's kernel has rules of its own below these
@@ -13,26 +16,36 @@
 //! rule here; what it lets through but is not the guest's business does.
 
 mod bar;
+mod book;
+mod command;
 mod express;
 mod extended;
-mod header;
 mod msix;
 mod power;
+mod resizable;
 mod rule;
+#[cfg(test)]
+pub(crate) mod sample;
+mod size;
 mod standard;
-mod vendor;
+mod subject;
+mod table;
 mod view;
 
 pub(crate) use bar::discover as discover_bars;
-pub(crate) use express::{DEVICE_CONTROL, FUNCTION_LEVEL_RESET};
-pub(crate) use header::{
+pub(crate) use bar::kind as bar_kind;
+pub(crate) use book::{Found, Placed, RuleBook};
+pub(crate) use command::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
 };
 #[cfg(test)]
 pub(crate) use msix::BarArea;
 pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
-pub(crate) use power::{CONTROL as POWER_CONTROL, PowerState};
-pub(crate) use view::{ConfigView, snapshot};
+pub(crate) use power::{CAPABILITIES as POWER_CAPABILITIES, CONTROL as POWER_CONTROL, PowerState};
+pub(crate) use rule::Access;
+pub(crate) use subject::Subject;
+pub(crate) use table::name_of;
+pub(crate) use view::{ConfigView, Scope, snapshot};
 
 use devices::pci::{BarIndex, BarKind};
 use thiserror::Error;
@@ -49,6 +62,9 @@ pub enum ConfigError {
     /// A port or a bridge by its PCI Express capability.
     #[error("it is a PCI Express port of type {0:#x}: only endpoints can be assigned")]
     PortType(u8),
+    /// It was to stand behind a port.
+    #[error("it has no PCI Express link, so it can't stand behind a port: put it on the root bus")]
+    NoLink,
     /// A BAR that can't exist.
     #[error("its {index} has {size:#x} bytes, which a register of kind {kind:?} can't express")]
     Bar {
@@ -70,3 +86,6 @@ pub enum ConfigError {
         offset: u64,
     },
 }
+
+#[cfg(test)]
+mod rules_test;

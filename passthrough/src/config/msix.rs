@@ -1,18 +1,13 @@
 use devices::pci::{BarIndex, BarInfo, ConfigSpace};
 
 use super::ConfigError;
-use super::rule::{CONSTANT, Rule, Treatment, rule};
 use crate::vfio::RegionArea;
 
-/// Bytes of the MSI-X capability (PCIe 6.0 §7.7.2).
-pub(super) const SIZE: u16 = 12;
 /// The message control register, from the capability's start.
 pub(crate) const CONTROL: u16 = 2;
 const TABLE: u16 = 4;
 const PBA: u16 = 8;
 const TABLE_SIZE: u32 = 0x7ff;
-/// Enable and function mask.
-const WRITABLE: u32 = 0xc000;
 
 /// A range of a BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,19 +54,6 @@ impl MsixCapability {
             })?,
             pba: place(snapshot.u32(at + PBA), pba_size, bars),
         })
-    }
-
-    /// The rules of the capability.
-    pub(super) fn rules(&self) -> [Rule; 3] {
-        let control = Treatment::Guest {
-            value: u32::from(self.vectors - 1),
-            writable: WRITABLE,
-        };
-        [
-            rule(CONTROL, 2, control, "message control, PCIe 6.0 §7.7.2.2"),
-            rule(TABLE, 4, CONSTANT, "where the table is, §7.7.2.3"),
-            rule(PBA, 4, CONSTANT, "where the pending bits are, §7.7.2.4"),
-        ]
     }
 }
 

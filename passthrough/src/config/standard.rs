@@ -1,179 +1,183 @@
 use std::ops::Range;
 
-use devices::pci::{BarInfo, Capability, ConfigSpace, capabilities};
+use devices::pci::{Capability, capabilities};
 
+use super::book::{Found, ResetBit, RuleBook};
 use super::express::Express;
 use super::msix::MsixCapability;
-use super::rule::{PASSED, Rule, Treatment, rule};
-use super::{ConfigError, express, msix, power, vendor};
+use super::rule::{Access, Rule};
+use super::subject::Subject;
+use super::table::{Fate, GAP, Kind, STANDARD, Size, UNKNOWN, find, name_of};
+use super::{ConfigError, express};
+use crate::assigned::Placement;
 
 const FIRST: u16 = 0x40;
 const END: u16 = 0x100;
 const POINTER: u16 = 0x34;
-/// The status register.
-pub(super) const STATUS: u16 = 0x06;
-/// Its bit that says that there is a list.
-pub(super) const STATUS_LIST: u32 = 1 << 4;
+const STATUS: u16 = 0x06;
+/// The status bit that says that there is a list.
+const STATUS_LIST: u32 = 1 << 4;
 
 const POWER_MANAGEMENT: u8 = 0x01;
-const VITAL_PRODUCT_DATA: u8 = 0x03;
-const MSI: u8 = 0x05;
-const PCI_X: u8 = 0x07;
 const VENDOR_SPECIFIC: u8 = 0x09;
 const PCI_EXPRESS: u8 = 0x10;
 const MSI_X: u8 = 0x11;
+const SATA: u8 = 0x12;
 const ADVANCED_FEATURES: u8 = 0x13;
-const ENHANCED_ALLOCATION: u8 = 0x14;
 
-/// The first 256 bytes behind the header, as the guest sees them.
-#[derive(Debug, Default)]
-pub(super) struct Standard {
-    /// Where rules apply, and the rules, with offsets from the start of that
-    /// place; they hold inside of it only.
-    pub(super) rules: Vec<(Range<u16>, Vec<Rule>)>,
-    has_list: bool,
-    /// The power management capability.
-    pub(super) power: Option<u16>,
-    /// The PCI Express capability, and whether it offers a reset.
-    pub(super) express: Option<(u16, bool)>,
-    /// The MSI-X capability.
-    pub(super) msix: Option<MsixCapability>,
-}
+/// Why a capability that is shorter than its kind can be is hidden.
+pub(super) const CUT_SHORT: &str = "it runs into the next one, or past the end";
+/// Why a second capability of a kind is hidden.
+pub(super) const SECOND: &str = "only the first of a kind counts";
 
-/// Decides what the guest sees of each capability, and chains up what is left.
-///
-/// Bytes between the capabilities are the device's own: a few drivers have
-/// registers there.
+/// What a guest gets of a capability: the rules, or the reason why nothing.
+pub(super) type Decision = Result<Vec<Rule>, &'static str>;
+
+/// Decides what the guest sees of each standard capability, chains up what is
+/// left, and leaves the gaps between them to the device.
 ///
 /// # Errors
-/// When the device can't be an endpoint of the guest.
-pub(super) fn build(
-    snapshot: &ConfigSpace,
-    bars: &[BarInfo],
-    can_reset: bool,
-    has_msix: bool,
-) -> Result<Standard, ConfigError> {
+/// When the device can't be an endpoint of the guest, or not there.
+pub(super) fn add(book: &mut RuleBook, subject: &Subject<'_>) -> Result<(), ConfigError> {
+    let snapshot = subject.snapshot;
     let list: Vec<_> = capabilities(|at, data| snapshot.read(at, data)).collect();
-    let mut standard = Standard::default();
+    let starts: Vec<u16> = list.iter().map(|c| c.offset).collect();
     let mut shown: Vec<Capability> = Vec::new();
     let mut claimed = Vec::new();
     for &capability in &list {
         let Capability { id, offset } = capability;
-        let next = list.iter().map(|c| c.offset).filter(|at| *at > offset);
-        let room = next.min().unwrap_or(END) - offset;
-        let size = size(snapshot, id, offset).map_or(room, |size| size.min(room));
-        let place = offset..offset + size;
-        claimed.push(place.clone());
-        let once = |taken: bool| match taken {
-            true => Err("only the first of a kind counts"),
-            false => Ok(()),
+        let kind = find(STANDARD, id.into());
+        let room = room(&starts, offset, END);
+        let size = extent(subject, kind, offset, room);
+        let repeated = id != VENDOR_SPECIFIC && shown.iter().any(|other| other.id == id);
+        let decision = match size {
+            Err(_) => Err(CUT_SHORT),
+            Ok(_) if repeated => Err(SECOND),
+            Ok(_) => decide(book, subject, kind, capability)?,
         };
-        let decision = match id {
-            POWER_MANAGEMENT => once(standard.power.is_some()).map(|()| {
-                standard.power = Some(offset);
-                power::rules(snapshot, offset)
-            }),
-            PCI_EXPRESS => match express::rules(snapshot, offset, can_reset)? {
-                Express::Shown { rules, flr } => once(standard.express.is_some()).map(|()| {
-                    standard.express = Some((offset, flr));
-                    rules
-                }),
-                Express::Hidden => Err("a legacy endpoint may not stand on a root bus"),
-            },
-            MSI_X if !has_msix => Err("the host can't deliver its interrupts"),
-            MSI_X => match once(standard.msix.is_some()) {
-                Ok(()) => {
-                    let msix = MsixCapability::read(snapshot, offset, bars)?;
-                    standard.msix = Some(msix);
-                    Ok(msix.rules().to_vec())
-                }
-                Err(reason) => Err(reason),
-            },
-            VITAL_PRODUCT_DATA => Ok(vendor::vpd_rules()),
-            VENDOR_SPECIFIC => Ok(vendor::rules(vendor::size(snapshot, offset))),
-            other => Err(why_hidden(other)),
+        let (Ok(size) | Err(size)) = size;
+        let found = Found {
+            id: id.into(),
+            version: None,
+            title: name_of(id.into(), false),
+            place: offset..offset + size,
+            hidden: decision.as_ref().err().copied(),
         };
-        match decision {
-            Ok(rules) => {
-                standard.rules.push((place, rules));
-                shown.push(capability);
-            }
-            Err(reason) => {
-                log::debug!("capability {id:#04x} at {offset:#04x} is hidden: {reason}");
-            }
+        let end = (offset + size).next_multiple_of(4);
+        claimed.push(offset..end);
+        if decision.is_ok() {
+            shown.push(capability);
         }
+        book.enter(found, end, &decision.unwrap_or_default());
     }
     for gap in gaps(claimed) {
-        let size = gap.end - gap.start;
-        let rules = vec![rule(
-            0,
-            size,
-            PASSED,
-            "device-specific, between capabilities",
-        )];
-        standard.rules.push((gap, rules));
+        book.place(gap, &[GAP]);
     }
-    standard.has_list = !shown.is_empty();
-    chain(&mut standard, &shown);
-    Ok(standard)
+    if subject.placement == Placement::BehindPort && !book.express {
+        return Err(ConfigError::NoLink);
+    }
+    book.place(0..END, &links(&shown));
+    Ok(())
 }
 
-/// The links of the list: the pointer in the header, and each next pointer.
-fn chain(standard: &mut Standard, shown: &[Capability]) {
-    let pointer = |to: Option<&Capability>| Treatment::Value(to.map_or(0, |c| c.offset.into()));
-    let mut links = Vec::with_capacity(shown.len() + 2);
-    let first = pointer(shown.first());
-    links.push(rule(
-        POINTER,
-        1,
-        first,
-        "capabilities pointer, PCIe 6.0 §7.5.1.1.11",
-    ));
-    for (at, capability) in shown.iter().enumerate() {
-        let id = Treatment::Value(capability.id.into());
-        let next = pointer(shown.get(at + 1));
-        links.push(rule(capability.offset, 1, id, "capability id"));
-        links.push(rule(capability.offset + 1, 1, next, "next capability"));
-    }
-    standard.rules.push((0..END, links));
+/// Bytes from `offset` up to the next of `starts`, or to `end`.
+pub(super) fn room(starts: &[u16], offset: u16, end: u16) -> u16 {
+    let next = starts.iter().copied().filter(|at| *at > offset).min();
+    next.unwrap_or(end).saturating_sub(offset)
 }
 
-impl Standard {
-    /// Whether any capability is left.
-    pub(super) fn has_list(&self) -> bool {
-        self.has_list
+/// Bytes of a capability that has `room` bytes. What has less than it can do
+/// with is an error.
+pub(super) fn extent(
+    subject: &Subject<'_>,
+    kind: Option<&Kind>,
+    offset: u16,
+    room: u16,
+) -> Result<u16, u16> {
+    let (size, least) = match kind.map_or(Size::Unknown, |kind| kind.size) {
+        Size::Fixed(size) => (size, size),
+        Size::Read(read, least) => (read(subject.snapshot, offset), least),
+        Size::Unknown => (room, 0),
+    };
+    match room {
+        room if room < least => Err(room),
+        room => Ok(size.max(least).min(room)),
     }
 }
 
-/// Bytes of a capability; nothing when they are not known.
-fn size(snapshot: &ConfigSpace, id: u8, at: u16) -> Option<u16> {
-    Some(match id {
-        POWER_MANAGEMENT => power::SIZE,
-        VITAL_PRODUCT_DATA => vendor::VPD_SIZE,
-        // Longer with 64-bit addresses and with masks (PCIe 6.0 §7.7.1).
-        MSI => match snapshot.u8(at + 2) >> 7 | snapshot.u8(at + 3) << 1 & 2 {
-            0 => 0x0c,
-            1 => 0x10,
-            2 => 0x14,
-            _ => 0x18,
-        },
-        PCI_X => 8,
-        VENDOR_SPECIFIC => vendor::size(snapshot, at),
-        PCI_EXPRESS => express::size(snapshot, at),
-        MSI_X => msix::SIZE,
-        ADVANCED_FEATURES => 8,
-        _ => return None,
-    })
-}
-
-fn why_hidden(id: u8) -> &'static str {
+/// What the guest gets of a capability. Notes in `book` what there is to know
+/// of it.
+fn decide(
+    book: &mut RuleBook,
+    subject: &Subject<'_>,
+    kind: Option<&Kind>,
+    Capability { id, offset }: Capability,
+) -> Result<Decision, ConfigError> {
+    let snapshot = subject.snapshot;
+    let mut rules = match kind.map(|kind| kind.fate) {
+        Some(Fate::Shown(rules)) => subject.choose(rules),
+        Some(Fate::Hidden(why)) => return Ok(Err(why)),
+        None => return Ok(Err(UNKNOWN)),
+    };
     match id {
-        MSI => "only MSI-X is delivered yet",
-        PCI_X => "it tunes a bus that the guest does not see",
-        ADVANCED_FEATURES => "its reset is not carried out yet",
-        ENHANCED_ALLOCATION => "it would fix BARs at addresses of the host",
-        _ => "nobody knows what it does to the host",
+        POWER_MANAGEMENT => book.power = Some(offset),
+        PCI_EXPRESS => match express::build(subject, offset)? {
+            Ok(express) => {
+                let Express {
+                    rules: more,
+                    reset,
+                    limits,
+                } = express;
+                rules.extend(more);
+                book.limits.extend(limits);
+                book.resets.extend(reset);
+                book.express = true;
+            }
+            Err(why) => return Ok(Err(why)),
+        },
+        MSI_X if !subject.has_msix => return Ok(Err("the host can't deliver its interrupts")),
+        MSI_X => book.msix = Some(MsixCapability::read(snapshot, offset, subject.bars)?),
+        // The registers' place: a BAR by its number, or right behind.
+        SATA if snapshot.u8(offset + 4) & 0xf == 0xf => {
+            return Ok(Err("the kernel lets nobody write its registers"));
+        }
+        // Reset and pending transactions come together.
+        ADVANCED_FEATURES if subject.can_reset && snapshot.u8(offset + 3) & 3 == 3 => {
+            book.resets.push(ResetBit {
+                offset: offset + 4,
+                mask: 1,
+            });
+        }
+        _ => {}
     }
+    Ok(Ok(rules))
+}
+
+/// The links of the list: the status bit, the pointer in the header, and each
+/// next pointer.
+fn links(shown: &[Capability]) -> Vec<Rule> {
+    const WHY: &str = "what is hidden is left out of the list";
+    let link = |at, to: Option<&Capability>, title| {
+        let pointer = Access::Value(to.map_or(0, |capability| capability.offset.into()));
+        Rule::new(at, 1, pointer, title, WHY)
+    };
+    let Some(first) = shown.first() else {
+        let title = ("status: capabilities list", "PCIe 6.0 §7.5.1.1.4");
+        let none = Rule::new(STATUS, 2, Access::Value(0), title, "no capability is left");
+        return vec![none.bits(STATUS_LIST)];
+    };
+    let title = ("status: capabilities list", "PCIe 6.0 §7.5.1.1.4");
+    let list = Rule::new(STATUS, 2, Access::Value(STATUS_LIST), title, WHY);
+    let title = ("capabilities pointer", "PCIe 6.0 §7.5.1.1.11");
+    let mut links = vec![list.bits(STATUS_LIST), link(POINTER, Some(first), title)];
+    for (at, capability) in shown.iter().enumerate() {
+        let id = Access::Value(capability.id.into());
+        let title = ("capability id", "PCI 3.0 §6.7");
+        links.push(Rule::new(capability.offset, 1, id, title, WHY));
+        let title = ("next capability", "PCI 3.0 §6.7");
+        links.push(link(capability.offset + 1, shown.get(at + 1), title));
+    }
+    links
 }
 
 /// What of 0x40 to 0xff no capability claims, in whole dwords.
@@ -185,7 +189,7 @@ fn gaps(mut claimed: Vec<Range<u16>>) -> Vec<Range<u16>> {
         if at < range.start {
             gaps.push(at..range.start);
         }
-        at = at.max(range.end.next_multiple_of(4));
+        at = at.max(range.end);
     }
     if at < END {
         gaps.push(at..END);
@@ -205,8 +209,14 @@ mod tests {
             gaps.map(|gap| (gap.start, gap.end)).collect()
         };
         assert_eq!(left(&[]), [(0x40, 0x100)]);
-        let claimed = [(0x50, 0x57), (0x40, 0x48)];
+        let claimed = [(0x50, 0x58), (0x40, 0x48)];
         assert_eq!(left(&claimed), [(0x48, 0x50), (0x58, 0x100)]);
         assert_eq!(left(&[(0x40, 0x100)]), []);
+    }
+
+    #[test]
+    fn room_ends_at_the_next_one() {
+        assert_eq!(room(&[0x40, 0x50, 0x48], 0x40, 0x100), 8);
+        assert_eq!(room(&[0x40, 0x50, 0x48], 0x50, 0x100), 0xb0);
     }
 }

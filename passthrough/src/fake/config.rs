@@ -1,10 +1,27 @@
-use devices::pci::{BarInfo, ConfigSpace, Register, capabilities};
+use std::collections::BTreeMap;
+
+use devices::pci::{BarInfo, ConfigSpace, Register, capabilities, extended_capabilities};
 
 const COMMAND: u16 = 0x04;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
 const DEVCAP_FLR: u32 = 1 << 28;
+const POWER_STATE: u16 = 3;
+const NO_SOFT_RESET: u16 = 1 << 3;
+const D1_AND_D2: [u16; 4] = [0, 1 << 9, 1 << 10, 0];
+/// A vital product data access is a write, or has been carried out if it is a
+/// read.
+const PRODUCT_DATA_FLAG: u16 = 1 << 15;
+
+/// What a config write did to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aftermath {
+    /// Nothing beyond config space.
+    Nothing,
+    /// It was reset, by an order or on the way from D3hot to D0.
+    Reset,
+}
 
 /// Config space as the kernel lets a user see and write it
 /// (drivers/vfio/pci/vfio_pci_config.c).
@@ -14,6 +31,12 @@ pub(super) struct FakeConfig {
     power: Option<u16>,
     express: Option<u16>,
     msix: Option<u16>,
+    advanced: Option<u16>,
+    product_data: Option<u16>,
+    /// What the product data holds, by address.
+    products: BTreeMap<u16, u32>,
+    /// The command register on the way down to D3hot.
+    saved: Option<u16>,
 }
 
 impl FakeConfig {
@@ -27,6 +50,10 @@ impl FakeConfig {
             power: None,
             express: None,
             msix: None,
+            advanced: None,
+            product_data: None,
+            products: BTreeMap::new(),
+            saved: None,
         };
         config.space.set(0, &bytes);
         // Between capabilities everything is raw.
@@ -43,6 +70,10 @@ impl FakeConfig {
         for capability in list {
             config.permit_capability(capability.id, capability.offset);
         }
+        let list: Vec<_> = extended_capabilities(|at, data| values.read(at, data)).collect();
+        for capability in list {
+            config.permit_extended(capability.id, capability.offset);
+        }
         config
     }
 
@@ -56,7 +87,7 @@ impl FakeConfig {
 
     fn permit_capability(&mut self, id: u8, at: u16) {
         let close = |config: &mut Self, size: u16| {
-            for offset in at..at + size {
+            for offset in at..at.saturating_add(size) {
                 config.permit(offset, 1, 0);
             }
         };
@@ -69,6 +100,8 @@ impl FakeConfig {
             0x03 => {
                 close(self, 2);
                 self.permit(at + 2, 2, 0xffff);
+                self.permit(at + 4, 4, u32::MAX);
+                self.product_data = Some(at);
             }
             0x05 => close(self, 0x18),
             0x09 => close(self, 3),
@@ -82,6 +115,28 @@ impl FakeConfig {
                 close(self, 12);
                 self.msix = Some(at);
             }
+            0x13 => {
+                close(self, 6);
+                self.permit(at + 4, 1, 1);
+                self.advanced = Some(at);
+            }
+            _ => {}
+        }
+    }
+
+    fn permit_extended(&mut self, id: u16, at: u16) {
+        match id {
+            0x01 => {
+                for register in (0x04..0x1c).step_by(4) {
+                    self.permit(at.saturating_add(register), 4, u32::MAX);
+                }
+            }
+            0x0b | 0x23 => {
+                let size = (self.space.u32(at.saturating_add(4)) >> 20) as u16;
+                for offset in at.saturating_add(8)..at.saturating_add(size) {
+                    self.permit(offset, 1, 0xff);
+                }
+            }
             _ => {}
         }
     }
@@ -90,32 +145,105 @@ impl FakeConfig {
         self.space.read(offset, data);
     }
 
-    /// Writes; says whether the device is to be reset.
-    pub(super) fn write(&mut self, offset: u16, data: &[u8]) -> bool {
+    /// Sets bytes as the hardware does.
+    pub(super) fn set(&mut self, offset: u16, data: &[u8]) {
+        self.space.set(offset, data);
+    }
+
+    pub(super) fn write(&mut self, offset: u16, data: &[u8]) -> Aftermath {
+        let state = self.power_state();
         self.space.write(offset, data);
-        let Some(at) = self.express else {
-            return false;
+        let touches = |at: u16| {
+            (usize::from(offset)..usize::from(offset) + data.len()).contains(&usize::from(at))
         };
-        let control = self.space.u16(at + 8);
-        if control & FUNCTION_LEVEL_RESET == 0 {
+        if let Some(at) = self.product_data
+            && touches(at + 3)
+        {
+            self.access_products(at);
+        }
+        let (woken, ordered) = (self.follow_power(state), self.take_order());
+        match woken || ordered {
+            true => Aftermath::Reset,
+            false => Aftermath::Nothing,
+        }
+    }
+
+    /// Carries out an access to the product data, and says so by the flag.
+    fn access_products(&mut self, at: u16) {
+        let address = self.space.u16(at + 2);
+        let place = address & !PRODUCT_DATA_FLAG;
+        if address & PRODUCT_DATA_FLAG == 0 {
+            let word = self.products.get(&place).copied().unwrap_or(0);
+            self.space.set(at + 4, &word.to_le_bytes());
+        } else {
+            self.products.insert(place, self.space.u32(at + 4));
+        }
+        let done = (address ^ PRODUCT_DATA_FLAG).to_le_bytes();
+        self.space.set(at + 2, &done);
+    }
+
+    fn power_state(&self) -> u16 {
+        self.power
+            .map_or(0, |at| self.space.u16(at + 4) & POWER_STATE)
+    }
+
+    /// Changes the power state, from `before`. Says whether that reset the
+    /// device. What the kernel saved on the way down it restores then.
+    fn follow_power(&mut self, before: u16) -> bool {
+        let Some(at) = self.power else { return false };
+        let control = self.space.u16(at + 4);
+        let now = control & POWER_STATE;
+        let needed = D1_AND_D2[usize::from(now)];
+        if self.space.u16(at + 2) & needed != needed {
+            let old = (control & !POWER_STATE | before).to_le_bytes();
+            self.space.set(at + 4, &old);
             return false;
         }
-        let cleared = control & !FUNCTION_LEVEL_RESET;
-        self.space.set(at + 8, &cleared.to_le_bytes());
-        self.space.u32(at + 4) & DEVCAP_FLR != 0
+        if now == 3 && before != 3 && control & NO_SOFT_RESET == 0 {
+            self.saved = Some(self.space.u16(COMMAND));
+        }
+        before == 3 && now == 0 && self.restore()
+    }
+
+    /// Whether there was something to restore.
+    fn restore(&mut self) -> bool {
+        let saved = self.saved.take();
+        if let Some(command) = saved {
+            self.space.set(COMMAND, &command.to_le_bytes());
+        }
+        saved.is_some()
+    }
+
+    /// Whether the device was ordered to reset. The bits read as zero.
+    fn take_order(&mut self) -> bool {
+        let mut ordered = false;
+        if let Some(at) = self.express {
+            let control = self.space.u16(at + 8);
+            let cleared = (control & !FUNCTION_LEVEL_RESET).to_le_bytes();
+            self.space.set(at + 8, &cleared);
+            let can = self.space.u32(at + 4) & DEVCAP_FLR != 0;
+            ordered |= can && control & FUNCTION_LEVEL_RESET != 0;
+        }
+        if let Some(at) = self.advanced {
+            let control = self.space.u8(at + 4);
+            self.space.set(at + 4, &[control & !1]);
+            ordered |= self.space.u8(at + 3) & 3 == 3 && control & 1 != 0;
+        }
+        ordered
     }
 
     /// A reset wakes the device; the kernel restores the other registers.
     pub(super) fn reset(&mut self) {
+        self.restore();
         if let Some(at) = self.power {
-            let control = self.space.u16(at + 4) & !3;
+            let control = self.space.u16(at + 4) & !POWER_STATE;
             self.space.set(at + 4, &control.to_le_bytes());
         }
     }
 
     /// Whether memory accesses reach the device.
     pub(super) fn memory_answers(&self) -> bool {
-        let asleep = self.power.is_some_and(|at| self.space.u16(at + 4) & 3 == 3);
+        let asleep = self.power_state() == 3;
         self.space.u16(COMMAND) & COMMAND_MEMORY != 0 && !asleep
     }
 

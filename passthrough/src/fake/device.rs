@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, Register};
 
 use super::Journal;
-use super::config::FakeConfig;
+use super::config::{Aftermath, FakeConfig};
 use super::msix::{FakeMsix, PENDING_BYTES};
 use crate::ports::HostMemory;
 use crate::sys::{self, Mapping};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
 
+const ROM_REGION: u32 = 6;
 const CONFIG_REGION: u32 = 7;
 
 /// Something that a fake device can be told to refuse.
@@ -40,14 +41,16 @@ struct State {
 /// A device in memory that behaves as the kernel's VFIO does.
 ///
 /// * config space: what the kernel virtualizes or filters is virtualized and
-///   filtered, and a function level reset is carried out;
+///   filtered, resets are carried out, and so are accesses to the vital product
+///   data;
 /// * BARs: memory that answers `EIO` while decoding is off or in D3hot; the
 ///   MSI-X table can't be reached, and the pending bits are the device's;
 /// * MSI-X: off, or on with a set of host vectors, which can grow (or not, see
 ///   [`Self::no_resize`]) up to [`Self::only_vectors`]; short allocations and
 ///   all-or-nothing as the kernel has them;
 /// * reset: clears the memory, wakes the device, keeps config space, as the
-///   kernel restores it.
+///   kernel restores it. A way from D3hot to D0 does the same, unless the
+///   device keeps its settings.
 ///
 /// Every access and request is noted in the journal, and the drop as `close`.
 #[derive(Debug)]
@@ -56,6 +59,7 @@ pub struct FakeDevice {
     regions: Vec<Option<RegionInfo>>,
     memory: Vec<Option<Arc<Mapping>>>,
     memory_bars: Vec<bool>,
+    rom: Vec<u8>,
     vectors: u32,
     no_resize: bool,
     can_reset: bool,
@@ -83,6 +87,7 @@ impl FakeDevice {
             regions: vec![None; 9],
             memory: vec![None; 6],
             memory_bars: vec![false; 6],
+            rom: Vec::new(),
             vectors: msix.vectors,
             no_resize: false,
             can_reset: true,
@@ -184,6 +189,19 @@ impl FakeDevice {
         self
     }
 
+    /// With these bytes in its ROM, whose size is the next power of two.
+    #[must_use]
+    pub fn with_rom(mut self, bytes: &[u8]) -> Self {
+        self.rom = bytes.to_vec();
+        self.regions[ROM_REGION as usize] = Some(RegionInfo {
+            size: (bytes.len() as u64).next_power_of_two(),
+            readable: true,
+            writable: false,
+            mappable: Vec::new(),
+        });
+        self
+    }
+
     /// Only these areas of a BAR can be mapped.
     #[must_use]
     pub fn with_areas(mut self, bar: BarIndex, areas: Vec<RegionArea>) -> Self {
@@ -222,6 +240,11 @@ impl FakeDevice {
         u16::from_le_bytes(data)
     }
 
+    /// Sets bytes of config space, as the hardware does by itself.
+    pub fn set_config(&self, offset: u16, data: &[u8]) {
+        self.state().config.set(offset, data);
+    }
+
     /// How many host vectors are allocated; nothing while MSI-X is off.
     pub fn host_vectors(&self) -> Option<usize> {
         self.state().msix.host_vectors()
@@ -251,6 +274,15 @@ impl FakeDevice {
             state.config.read(offset as u16, data);
             return Ok(());
         }
+        if region == ROM_REGION {
+            // What follows the image reads as ones (`vfio_pci_bar_rw`).
+            let image = self.rom.get(offset as usize..).unwrap_or_default();
+            let image = image.iter().chain(std::iter::repeat(&0xff));
+            data.iter_mut()
+                .zip(image)
+                .for_each(|(byte, own)| *byte = *own);
+            return Ok(());
+        }
         if let Some(Some(memory)) = self.memory.get(region as usize) {
             memory.read(offset, data);
         }
@@ -272,7 +304,7 @@ impl FakeDevice {
             .note(format!("write {region} {offset:#x} {data:x?}"));
         let mut state = self.access(Operation::Write, region, offset, data.len())?;
         if region == CONFIG_REGION {
-            if state.config.write(offset as u16, data) {
+            if state.config.write(offset as u16, data) == Aftermath::Reset {
                 self.reset_now(&mut state);
             }
             return Ok(());
@@ -306,7 +338,7 @@ impl FakeDevice {
         if end.is_none_or(|end| end > info.size) {
             return errno(libc::EINVAL);
         }
-        let memory = self.memory_bars.get(region as usize) == Some(&true);
+        let memory = region == ROM_REGION || self.memory_bars.get(region as usize) == Some(&true);
         if memory && !state.config.memory_answers() {
             return errno(libc::EIO);
         }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Journal;
-use crate::iommu::{AddressSpace, IovaRange, MapError, SpaceLimits};
+use crate::iommu::{AddressSpace, IovaRange, MapError, Peers, SpaceLimits};
 use crate::ports::{
     HostMemory, InterruptRoute, InterruptRouter, MemoryMapper, MemoryMapping, MsiMessage, PortError,
 };
@@ -190,14 +190,23 @@ impl Drop for FakeMapping {
 pub struct FakeSpace {
     journal: Journal,
     limits: SpaceLimits,
+    peers: Peers,
     maps: Mutex<BTreeMap<u64, Arc<dyn HostMemory>>>,
     errno: Mutex<Option<i32>>,
     refuse_unmap: Mutex<bool>,
 }
 
 impl FakeSpace {
-    /// A space that writes into `journal`.
+    /// A space that writes into `journal`, with one device in it already, so
+    /// that the next has a peer.
     pub fn new(journal: &Journal) -> Self {
+        let space = Self::empty(journal);
+        space.peers.add_device();
+        space
+    }
+
+    /// A space that writes into `journal`, with no device in it.
+    pub fn empty(journal: &Journal) -> Self {
         let ranges = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
         Self {
             journal: journal.clone(),
@@ -206,6 +215,7 @@ impl FakeSpace {
                 page_sizes: 0x4020_1000,
                 max_maps: Some(65_535),
             },
+            peers: Peers::default(),
             maps: Mutex::default(),
             errno: Mutex::new(None),
             refuse_unmap: Mutex::new(false),
@@ -220,6 +230,13 @@ impl FakeSpace {
     /// Refuses to unmap from now on, or no longer.
     pub fn refuse_unmap(&self, refuse: bool) {
         *lock(&self.refuse_unmap) = refuse;
+    }
+
+    /// What is mapped, by first address, and how many bytes.
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        let maps = lock(&self.maps);
+        let range = |(iova, memory): (&u64, &Arc<dyn HostMemory>)| (*iova, memory.size() as u64);
+        maps.iter().map(range).collect()
     }
 }
 
@@ -260,5 +277,9 @@ impl AddressSpace for FakeSpace {
             Some(_) => Ok(()),
             None => Err(refused("nothing is mapped there", libc::ENOENT)),
         }
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.peers
     }
 }

@@ -104,7 +104,7 @@ impl Host {
     }
 
     /// The config space of a PCI function. Reading it wakes the function.
-    pub(super) fn config(&self, name: &str) -> io::Result<Option<Config>> {
+    pub(crate) fn config(&self, name: &str) -> io::Result<Option<Config>> {
         let path = self.path(&format!("/sys/bus/pci/devices/{name}/config"));
         present(File::open(path).map(Config))
     }
@@ -144,9 +144,17 @@ impl Host {
 
 /// A function's config space, as far as this user may read it.
 #[derive(Debug)]
-pub(super) struct Config(File);
+pub(crate) struct Config(File);
 
 impl Config {
+    /// All that this user may read of it, at most `limit` bytes.
+    pub(crate) fn bytes(&self, limit: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        (&self.0).take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
     pub(super) fn byte(&self, at: u64) -> Option<u8> {
         self.read(at).map(|[byte]| byte)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::Peers;
 use crate::ports::HostMemory;
 
 /// An inclusive range of I/O virtual addresses.
@@ -88,4 +89,8 @@ pub trait AddressSpace: Send + Sync + Debug {
     /// # Errors
     /// [`MapError`] when there is none or the kernel refuses.
     fn unmap(&self, iova: u64) -> Result<(), MapError>;
+
+    /// The devices in the space and what they offer each other. Constant; an
+    /// implementation keeps a [`Peers::default`] for the purpose.
+    fn peers(&self) -> &Peers;
 }

@@ -3,7 +3,7 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{AddressSpace, MapError, SpaceLimits};
+use super::{AddressSpace, MapError, Peers, SpaceLimits};
 use crate::ports::HostMemory;
 use crate::sys::{self, Container};
 
@@ -42,6 +42,7 @@ impl Dma for Container {
 pub(crate) struct Type1Space<D: Dma> {
     dma: D,
     limits: SpaceLimits,
+    peers: Peers,
     /// By first address. Lock order: innermost; held across the kernel's map
     /// and unmap, so that two of them can't cross.
     maps: Mutex<BTreeMap<u64, Arc<dyn HostMemory>>>,
@@ -49,8 +50,12 @@ pub(crate) struct Type1Space<D: Dma> {
 
 impl<D: Dma> Type1Space<D> {
     pub(crate) fn new(dma: D, limits: SpaceLimits) -> Self {
-        let maps = Mutex::default();
-        Self { dma, limits, maps }
+        Self {
+            dma,
+            limits,
+            peers: Peers::default(),
+            maps: Mutex::default(),
+        }
     }
 
     fn maps(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<dyn HostMemory>>> {
@@ -177,6 +182,10 @@ impl<D: Dma> AddressSpace for Type1Space<D> {
         }
         maps.remove(&iova);
         Ok(())
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.peers
     }
 }
 

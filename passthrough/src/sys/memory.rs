@@ -313,6 +313,27 @@ mod tests {
     }
 
     #[test]
+    fn a_large_map_is_aligned_and_not_touched() {
+        const GIB: usize = 1 << 30;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 30).unwrap();
+        let placement = Placement {
+            alignment: GIB,
+            phase: 0,
+        };
+        let map = Mapping::of_file(file.as_fd(), 0, 16 * GIB, placement).unwrap();
+        let start = map.address().as_ptr() as usize;
+        assert_eq!(start % GIB, 0);
+        assert_eq!(map.size(), 16 * GIB);
+        let ranges = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let range = format!("{start:x}-{:x} rw-s", start + 16 * GIB);
+        let lines = ranges.lines().skip_while(|line| !line.starts_with(&range));
+        let resident = lines.take(24).find(|line| line.starts_with("Rss:"));
+        let words: Vec<_> = resident.unwrap().split_whitespace().collect();
+        assert_eq!(words, ["Rss:", "0", "kB"]);
+    }
+
+    #[test]
     fn odd_sizes_are_refused() {
         let page = page_size() as usize;
         let file = tempfile::tempfile().unwrap();

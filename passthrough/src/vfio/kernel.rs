@@ -69,18 +69,18 @@ impl KernelDevice {
     fn file_offset(&self, index: u32, offset: u64, size: u64) -> io::Result<u64> {
         let outside = || io::Error::from(io::ErrorKind::InvalidInput);
         let region = self.kernel_region(index).ok_or_else(outside)?;
-        let end = offset.checked_add(size).ok_or_else(outside)?;
-        if end > region.info.size {
-            return Err(outside());
-        }
-        region.file_offset.checked_add(offset).ok_or_else(outside)
+        place(region, region.info.size, offset, size).ok_or_else(outside)
     }
 
     fn map(&self, index: u32, area: RegionArea) -> io::Result<Mapping> {
-        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        let file_offset = self.file_offset(index, area.offset, area.size)?;
-        let whole = self.kernel_region(index).map_or(0, |r| r.info.size);
-        let (alignment, phase) = placement(whole, area.offset, sys::page_size());
+        let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+        let invalid = |_| outside();
+        let region = self.kernel_region(index).ok_or_else(outside)?;
+        let (whole, page) = (region.info.size, sys::page_size());
+        // The kernel maps whole pages, also of what is smaller than one.
+        let padded = whole.checked_next_multiple_of(page).ok_or_else(outside)?;
+        let file_offset = place(region, padded, area.offset, area.size).ok_or_else(outside)?;
+        let (alignment, phase) = placement(whole, area.offset, page);
         let placement = Placement {
             alignment: usize::try_from(alignment).map_err(invalid)?,
             phase: usize::try_from(phase).map_err(invalid)?,
@@ -88,6 +88,14 @@ impl KernelDevice {
         let size = usize::try_from(area.size).map_err(invalid)?;
         Mapping::of_file(self.device.as_fd(), file_offset, size, placement)
     }
+}
+
+/// Where in the device's file `size` bytes of a region begin, if they lie in
+/// its first `limit` bytes.
+fn place(region: &KernelRegion, limit: u64, offset: u64, size: u64) -> Option<u64> {
+    let end = offset.checked_add(size)?;
+    let inside = end <= limit;
+    inside.then(|| region.file_offset.checked_add(offset))?
 }
 
 /// Where a map should lie so that the kernel can use huge page-table entries:
@@ -207,6 +215,29 @@ impl DeviceBackend for KernelDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accesses_stay_in_their_region() {
+        let region = KernelRegion {
+            info: RegionInfo {
+                size: 0x100,
+                readable: true,
+                writable: true,
+                mappable: Vec::new(),
+            },
+            file_offset: 0x4_0000,
+        };
+        assert_eq!(place(&region, 0x100, 0xf0, 0x10), Some(0x4_00f0));
+        assert_eq!(place(&region, 0x100, 0xf0, 0x11), None);
+        assert_eq!(place(&region, 0x1000, 0, 0x1000), Some(0x4_0000));
+        assert_eq!(place(&region, 0x1000, u64::MAX, 1), None);
+        let file_offset = u64::MAX;
+        let region = KernelRegion {
+            file_offset,
+            ..region
+        };
+        assert_eq!(place(&region, 0x100, 1, 1), None);
+    }
 
     #[test]
     fn maps_lie_as_the_bar_does() {

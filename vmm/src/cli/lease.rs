@@ -53,7 +53,7 @@ impl Lease {
             list.iter().map(|name| name.trim().parse()).collect()
         };
         let request = BindRequest {
-            devices: names(&config.devices)?,
+            devices: names(&config.addresses())?,
             whole_group: scope == BindScope::Group,
             driver: None,
             disable_vfs: false,

@@ -6,6 +6,7 @@ mod check;
 mod columns;
 mod consent;
 mod devices;
+mod inspect;
 mod inventory;
 mod lease;
 mod names;
@@ -41,6 +42,8 @@ enum Command {
     Release(release::Args),
     /// List what is bound, by whom, and what it goes back to
     Bindings(bindings::Args),
+    /// Show a device's config space, and what a guest would see of it
+    Inspect(inspect::Args),
     /// Boot a guest
     Run(run::Args),
 }
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Bind(args) => bind::run(&args),
         Command::Release(args) => release::run(&args),
         Command::Bindings(args) => bindings::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Run(args) => run::run(args),
     }
 }

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
 use super::lease::{BindScope, Lease};
-use crate::config::{MemorySize, OnViabilityLoss, SerialOutput, VmConfig};
+use crate::config::{DeviceConfig, MemorySize, OnViabilityLoss, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::outcome::Outcome;
 use crate::timeline::Timeline;
@@ -48,9 +48,10 @@ pub(super) struct Args {
     /// vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
-    /// Host address of a PCI device to assign; may be given several times
-    #[arg(long = "device", value_name = "BDF")]
-    devices: Vec<String>,
+    /// Host address of a PCI device to assign; may be given several times.
+    /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides it
+    #[arg(long = "device", value_name = "BDF[,rom=FILE|off]")]
+    devices: Vec<DeviceConfig>,
     /// Bind the devices to VFIO for the life of the VM and give them back
     /// afterwards; with `=group` also every other endpoint of their groups
     #[arg(

@@ -2,7 +2,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::pci::{EffectSink, Effects, FunctionHandle, PciAddress};
+use devices::pci::{PciAddress, RootComplex};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use passthrough::binding::{DeviceName, Guard, GuardEvent};
 use passthrough::{AssignedDevice, SurrenderError};
@@ -32,8 +32,7 @@ pub struct GuardWatch {
     devices: Vec<Removable>,
     /// Signalled when the host asks VFIO for a device.
     requests: Vec<(EventFd, DeviceName)>,
-    /// The books of decoded addresses.
-    books: Arc<dyn EffectSink>,
+    root: Arc<RootComplex>,
     report: Arc<EndReport>,
 }
 
@@ -47,13 +46,13 @@ impl fmt::Debug for GuardWatch {
 }
 
 impl GuardWatch {
-    /// Follows `policy` about `devices`, whose groups `guard` minds. What one
-    /// that is taken away answered to is taken out of `books`.
+    /// Follows `policy` about `devices`, which stand in `root`, and whose
+    /// groups `guard` minds.
     pub fn new(
         guard: Guard,
         policy: OnViabilityLoss,
         devices: Vec<Removable>,
-        books: Arc<dyn EffectSink>,
+        root: Arc<RootComplex>,
         report: Arc<EndReport>,
     ) -> Self {
         let requests = devices.iter().filter_map(listen).collect();
@@ -62,7 +61,7 @@ impl GuardWatch {
             policy,
             devices,
             requests,
-            books,
+            root,
             report,
         }
     }
@@ -119,7 +118,7 @@ impl GuardWatch {
         let Some(removable) = self.devices.iter().find(is_it) else {
             return;
         };
-        match take_away(removable, &*self.books) {
+        match take_away(removable, &self.root) {
             Ok(()) => {
                 log::warn!(
                     "device {device} was taken away from the guest, where it was {}: the host \
@@ -170,7 +169,7 @@ fn listen(removable: &Removable) -> Option<(EventFd, DeviceName)> {
 }
 
 /// As if it had been pulled out.
-fn take_away(removable: &Removable, books: &dyn EffectSink) -> Result<(), SurrenderError> {
+fn take_away(removable: &Removable, root: &RootComplex) -> Result<(), SurrenderError> {
     let Removable {
         guest, function, ..
     } = removable;
@@ -178,12 +177,7 @@ fn take_away(removable: &Removable, books: &dyn EffectSink) -> Result<(), Surren
     let result = locked.surrender();
     drop(locked);
     // Its BARs answer no longer; another's may have been waiting below them.
-    let handle: FunctionHandle = Arc::clone(function) as FunctionHandle;
-    let effects = Effects {
-        decoding: true,
-        ..Effects::NONE
-    };
-    books.apply(*guest, &handle, effects);
+    root.refresh(*guest);
     result
 }
 

@@ -12,8 +12,9 @@ use passthrough::host::{Holders, Received, UeventSource};
 use passthrough::vfio::DeviceBackend;
 
 use super::*;
+use crate::memory::GuestRange;
 use crate::timeline::Timeline;
-use crate::wiring::Wiring;
+use crate::wiring::{AnsweringRanges, Wiring};
 
 const BAR: u32 = 0xc000_0000;
 const DEVICES: [&str; 2] = ["0000:01:00.0", "0000:01:00.1"];
@@ -72,6 +73,14 @@ impl UeventSource for Source {
     }
 }
 
+/// No memory of a hypervisor's to keep in line.
+#[derive(Debug)]
+struct NoSlots;
+
+impl AnsweringRanges for NoSlots {
+    fn set_answering(&self, _: &[GuestRange]) {}
+}
+
 struct Rig {
     tree: Tree,
     look: EventFd,
@@ -98,7 +107,8 @@ fn rig(policy: OnViabilityLoss) -> Rig {
 
     let report = EndReport::new(Timeline::start()).unwrap();
     let (mmio, pio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-    let wiring = Wiring::new(&mmio, &pio, None, Arc::clone(&report));
+    let wiring = Wiring::new(&mmio, &pio, Arc::new(NoSlots), None, Arc::clone(&report));
+    let root = Arc::new(RootComplex::new(wiring));
     let (mut journals, mut devices, mut hosts) = (Vec::new(), Vec::new(), VecDeque::new());
     for (name, slot) in DEVICES.iter().zip(1u8..) {
         let journal = Journal::default();
@@ -116,18 +126,15 @@ fn rig(policy: OnViabilityLoss) -> Rig {
             function: Arc::new(Mutex::new(function.unwrap())),
         };
         let address = BAR + u32::from(slot) * 0x1_0000;
-        let mut function = removable.function.lock().unwrap();
-        let mut effects = function.config_write(0x10, &address.to_le_bytes());
-        effects.decoding |= function.config_write(4, &[6, 0]).decoding;
-        drop(function);
-        let handle: FunctionHandle = removable.function.clone();
-        wiring.apply(removable.guest, &handle, effects);
+        let function = Arc::clone(&removable.function);
+        root.add(removable.guest, function).unwrap();
+        root.config_write(removable.guest, 0x10, &address.to_le_bytes());
+        root.config_write(removable.guest, 4, &[6, 0]);
         journals.push(journal);
         devices.push(removable);
         hosts.push_back(host);
     }
-    let books = wiring as Arc<dyn EffectSink>;
-    let watch = GuardWatch::new(guard, policy, devices.clone(), books, Arc::clone(&report));
+    let watch = GuardWatch::new(guard, policy, devices.clone(), root, Arc::clone(&report));
     for journal in &journals {
         journal.take();
     }

@@ -42,8 +42,8 @@ pub enum LayoutError {
 ///
 /// ```text
 ///  0                RAM, at most 3 GiB
-///  0xc000_0000      32-bit MMIO window: BARs
-///  0xe000_0000      ECAM, 1 MiB a bus
+///  0xc000_0000      32-bit MMIO window: BARs, 768 MiB
+///  0xf000_0000      ECAM, 1 MiB a bus: the root bus and 31 below root ports
 ///  0xfec0_0000      IOAPIC; 0xfee0_0000 local APIC and MSI; 0xfffb_c000 KVM's own pages
 ///  0x1_0000_0000    the rest of RAM
 ///  next GiB         64-bit MMIO window, to the end of what CPU and IOMMU address
@@ -63,8 +63,11 @@ pub struct GuestLayout {
 const GIB: u64 = 1 << 30;
 const LOW_RAM_END: u64 = 3 * GIB;
 const HIGH_RAM_START: u64 = 4 * GIB;
+const ECAM_START: u64 = 0xf000_0000;
 
 impl GuestLayout {
+    /// The last bus: one below a port in each of the root bus's slots.
+    pub const LAST_BUS: u8 = 31;
     /// Legacy PC holes end here; the ACPI tables stand below.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
     /// The ACPI tables: the last 128 KiB below [`Self::HIGH_MEMORY`].
@@ -125,11 +128,11 @@ impl GuestLayout {
             ram,
             mmio32: GuestRange {
                 start: LOW_RAM_END,
-                size: 0x2000_0000,
+                size: ECAM_START - LOW_RAM_END,
             },
             ecam: GuestRange {
-                start: 0xe000_0000,
-                size: 1 << 20,
+                start: ECAM_START,
+                size: (Self::LAST_BUS as u64 + 1) << 20,
             },
             mmio64: high_window(start, cpu_end, iova),
         })

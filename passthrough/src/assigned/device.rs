@@ -1,21 +1,20 @@
-//! An assigned device: the parts put together as a function of the guest.
-
 use std::sync::Arc;
 
-use devices::pci::{BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, SettleError};
+use devices::pci::{
+    BarDecode, BarIndex, BarInfo, Effects, PciAddress, PciFunction, Reach, SettleError,
+};
 use thiserror::Error;
 
+use super::options::AssignOptions;
+use super::reset::Pending;
+use super::rom::{Rom, RomError};
 use crate::bar::{Bars, Emulated, pieces};
-use crate::config::{self, ConfigError, ConfigView, PowerState};
+use crate::config::{self, ConfigError, ConfigView, PowerState, RuleBook, Scope, Subject};
 use crate::interrupt::MsixInterrupts;
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
-
-mod surrender;
-
-pub use surrender::SurrenderError;
 
 /// VFIO's region of config space.
 const CONFIG_REGION: u32 = 7;
@@ -34,6 +33,14 @@ pub enum AssignError {
         device: PciAddress,
         /// Why not.
         reason: ConfigError,
+    },
+    /// The ROM that was to replace its own can't be one.
+    #[error("device {device} can't have this ROM: {reason}")]
+    Rom {
+        /// The device.
+        device: PciAddress,
+        /// Why not.
+        reason: RomError,
     },
     /// It can't be accessed.
     #[error("device {device} can't be assigned: it does not answer; see the host's kernel log")]
@@ -56,6 +63,11 @@ pub enum AssignError {
 ///  BARs unmapped -> reset -> power up -> command register -> power down -> BARs mapped
 /// ```
 ///
+/// A reset, whoever orders it (the guest by a bit of the device, by a way from
+/// D3hot to D0, or by the bus above), changes what the guest reads at once:
+/// registers have their values after reset, interrupts are off. The device
+/// follows in `settle`.
+///
 /// The guest's bus-master bit reaches the device in `settle`, or at once when
 /// it is cleared. A guest that turns decoding off only to size a BAR causes no
 /// remapping as long as `settle` isn't called in between.
@@ -66,27 +78,29 @@ pub enum AssignError {
 /// [`settle`]: PciFunction::settle
 #[derive(Debug)]
 pub struct AssignedDevice {
-    host: PciAddress,
+    pub(super) host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
-    interrupts: Option<MsixInterrupts>,
-    bars: Bars,
-    view: ConfigView,
-    /// The device's command register and power state, as last written.
-    command: u16,
-    power: PowerState,
+    pub(super) interrupts: Option<MsixInterrupts>,
+    pub(super) bars: Bars,
+    rom: Option<Rom>,
+    pub(super) view: ConfigView,
+    /// The device's command register as last written; nothing when the host
+    /// may have changed it since.
+    pub(super) command: Option<u16>,
+    /// The device's power state, likewise.
+    pub(super) power: PowerState,
     /// Bits of the command register that are the host's, and always the same.
-    command_of_host: u16,
-    reset_pending: bool,
+    pub(super) command_of_host: u16,
+    pub(super) pending: Option<Pending>,
     /// It was surrendered: nothing of the host's device is left here.
-    gone: bool,
+    pub(super) gone: bool,
     log: LogLimit,
-    backend: Arc<dyn DeviceBackend>,
+    pub(super) backend: Arc<dyn DeviceBackend>,
 }
 
 impl AssignedDevice {
-    /// Prepares the device at `host`, opened as `backend`, for a guest. Its
-    /// interrupts go through `router`, its BARs are mapped by `mapper`, and
-    /// other devices in `space` may reach them.
+    /// Prepares the device at `host`, opened as `backend`, for a guest, on its
+    /// root bus and with its own ROM: [`Self::with_options`] by default.
     ///
     /// # Errors
     /// When the device does not answer, or is none that a guest can have.
@@ -97,20 +111,50 @@ impl AssignedDevice {
         mapper: Arc<dyn MemoryMapper>,
         space: Arc<dyn AddressSpace>,
     ) -> Result<Self, AssignError> {
-        let config_error = |reason| AssignError::Config {
-            device: host,
-            reason,
-        };
-        let device_error = |source| AssignError::Device {
-            device: host,
-            source,
-        };
+        Self::with_options(
+            host,
+            backend,
+            AssignOptions::default(),
+            router,
+            mapper,
+            space,
+        )
+    }
+
+    /// Prepares the device at `host`, opened as `backend`, for a guest. Its
+    /// interrupts go through `router`, its BARs are mapped by `mapper`, and
+    /// other devices in `space` may reach them.
+    ///
+    /// # Errors
+    /// When the device does not answer, is none that a guest can have, or does
+    /// not fit the options.
+    pub fn with_options(
+        host: PciAddress,
+        backend: Arc<dyn DeviceBackend>,
+        options: AssignOptions,
+        router: Arc<dyn InterruptRouter>,
+        mapper: Arc<dyn MemoryMapper>,
+        space: Arc<dyn AddressSpace>,
+    ) -> Result<Self, AssignError> {
+        let AssignOptions { rom, placement } = options;
+        let device = host;
+        let config_error = |reason| AssignError::Config { device, reason };
+        let device_error = |source| AssignError::Device { device, source };
+        let rom = Rom::new(host, rom, &*backend);
+        let rom = rom.map_err(|reason| AssignError::Rom { device, reason })?;
         let snapshot = config::snapshot(&*backend).map_err(device_error)?;
         let infos = config::discover_bars(&*backend, &snapshot).map_err(config_error)?;
-        let has_msix = backend.irq(IrqIndex::Msix).is_some();
-        let view = ConfigView::new(&snapshot, &infos, backend.can_reset(), has_msix)
-            .map_err(config_error)?;
-        let interrupts = view.msix.and_then(|capability| {
+        let mut shown = infos.clone();
+        shown.extend(rom.as_ref().map(Rom::info));
+        let book = RuleBook::new(&Subject {
+            snapshot: &snapshot,
+            bars: &shown,
+            placement,
+            can_reset: backend.can_reset(),
+            has_msix: backend.irq(IrqIndex::Msix).is_some(),
+        });
+        let view = ConfigView::new(&snapshot, book.map_err(config_error)?);
+        let interrupts = view.book.msix.and_then(|capability| {
             MsixInterrupts::new(host, Arc::clone(&backend), router, capability)
         });
         let mut bars = Bars::new(host, mapper, space);
@@ -121,27 +165,28 @@ impl AssignedDevice {
                 interrupts.as_ref().map(MsixInterrupts::capability),
             );
         }
+        // No interrupt pin is delivered, so that the device may not raise it;
+        // on a shared line it would disturb the host.
+        let command_of_host =
+            snapshot.u16(config::COMMAND) & !HANDED_ON | config::COMMAND_INTX_DISABLE;
         let mut device = Self {
             host,
             interrupts,
             bars,
+            rom,
             view,
-            command: snapshot.u16(config::COMMAND),
+            command: None,
             power: PowerState::D0,
-            // No interrupt pin is delivered, so that the device may not raise
-            // it; on a shared line it would disturb the host.
-            command_of_host: snapshot.u16(config::COMMAND) & !HANDED_ON
-                | config::COMMAND_INTX_DISABLE,
-            reset_pending: false,
+            command_of_host,
+            pending: None,
             gone: false,
             log: LogLimit::new(MAX_MESSAGES),
             backend,
         };
-        let quiet = device.command_of_host;
         device
-            .write_register(config::COMMAND, quiet)
+            .write_register(config::COMMAND, command_of_host)
             .map_err(device_error)?;
-        device.command = quiet;
+        device.command = Some(command_of_host);
         Ok(device)
     }
 
@@ -154,14 +199,7 @@ impl AssignedDevice {
         self.view.space().u16(config::COMMAND)
     }
 
-    fn guest_power(&self) -> PowerState {
-        let control = self.view.power.map(|at| at + config::POWER_CONTROL);
-        control.map_or(PowerState::D0, |at| {
-            PowerState::from_control(self.view.space().u16(at))
-        })
-    }
-
-    fn write_register(&self, offset: u16, value: u16) -> Result<(), DeviceError> {
+    pub(super) fn write_register(&self, offset: u16, value: u16) -> Result<(), DeviceError> {
         let bytes = value.to_le_bytes();
         self.backend
             .region_write(CONFIG_REGION, offset.into(), &bytes)
@@ -169,13 +207,13 @@ impl AssignedDevice {
 
     /// Writes the device's command register if it has another value. Says
     /// whether it has this one now.
-    fn set_command(&mut self, value: u16) -> bool {
-        if self.command == value {
+    pub(super) fn set_command(&mut self, value: u16) -> bool {
+        if self.command == Some(value) {
             return true;
         }
         match self.write_register(config::COMMAND, value) {
             Ok(()) => {
-                self.command = value;
+                self.command = Some(value);
                 true
             }
             Err(error) => {
@@ -185,61 +223,7 @@ impl AssignedDevice {
         }
     }
 
-    fn set_power(&mut self, state: PowerState) {
-        let Some(at) = self.view.power else { return };
-        match self.write_register(at + config::POWER_CONTROL, state.to_control()) {
-            Ok(()) => self.power = state,
-            Err(error) => self.report("does not change its power state", &error),
-        }
-    }
-
-    /// Carries out the guest's reset. Config space has its values after reset
-    /// already, and interrupts are off.
-    fn carry_out_reset(&mut self) {
-        // The kernel restores the command register after the reset: make it
-        // one with which the device stays silent.
-        self.set_command(self.command_of_host);
-        match self.backend.reset() {
-            Ok(()) => log::debug!("{}: reset by the guest", self.host),
-            Err(error) => self.report("was not reset for the guest", &error),
-        }
-        self.power = PowerState::D0;
-    }
-
-    /// The guest asked for a function level reset (PCIe 6.0 §6.6.2).
-    fn begin_reset(&mut self) {
-        if let Some(interrupts) = &mut self.interrupts {
-            interrupts.reset();
-        }
-        self.view.reset();
-        self.reset_pending = true;
-    }
-
-    /// Whether a config write sets the bit that asks for a reset.
-    fn asks_for_reset(&self, offset: u16, data: &[u8]) -> bool {
-        let Some((at, true)) = self.view.express else {
-            return false;
-        };
-        let [_, mask] = config::FUNCTION_LEVEL_RESET.to_le_bytes();
-        let upper = at + config::DEVICE_CONTROL + 1;
-        let index = upper.checked_sub(offset).map(usize::from);
-        index
-            .and_then(|index| data.get(index))
-            .is_some_and(|byte| byte & mask != 0)
-    }
-
-    /// A state that the device has not leaves the old one in place.
-    fn check_power(&mut self, before: PowerState) {
-        let Some(at) = self.view.power else { return };
-        let space = self.view.space_mut();
-        let control = space.u16(at + config::POWER_CONTROL);
-        if !PowerState::from_control(control).is_supported(space.u16(at + 2)) {
-            let old = control & !PowerState::D3Hot.to_control() | before.to_control();
-            space.set(at + config::POWER_CONTROL, &old.to_le_bytes());
-        }
-    }
-
-    fn report(&mut self, what: &str, error: &DeviceError) {
+    pub(super) fn report(&mut self, what: &str, error: &DeviceError) {
         if let Some(end) = self.log.admit() {
             let cause = std::error::Error::source(error);
             let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -263,34 +247,38 @@ impl PciFunction for AssignedDevice {
         let before = (self.guest_command(), self.guest_power());
         let decoded = self.decoded();
         let control = |view: &ConfigView| {
-            let at = view.msix.map(|msix| msix.offset + config::MSIX_CONTROL);
+            let at = view
+                .book
+                .msix
+                .map(|msix| msix.offset + config::MSIX_CONTROL);
             at.map(|at| view.space().u16(at))
         };
         let msix_before = control(&self.view);
         self.view.write(&*self.backend, offset, data);
-        self.check_power(before.1);
-
-        if self.asks_for_reset(offset, data) {
-            self.begin_reset();
-            return Effects {
-                decoding: true,
-                bus_master: false,
-            };
-        }
+        let is_reset = if self.view.book.asks_for_reset(offset, data) {
+            self.begin_reset(Scope::Function, Pending::Reset);
+            true
+        } else {
+            self.follow_power(before.1)
+        };
         let msix = control(&self.view);
-        if let (Some(interrupts), Some(value)) = (&mut self.interrupts, msix)
+        if let (Some(interrupts), Some(value), false) = (&mut self.interrupts, msix, is_reset)
             && msix != msix_before
         {
             interrupts.write_control(value);
         }
         let command = self.guest_command();
         let mastered = |command: u16| command & config::COMMAND_BUS_MASTER != 0;
-        if mastered(before.0) && !mastered(command) {
+        if mastered(before.0)
+            && !mastered(command)
+            && let Some(now) = self.command
+        {
             // Only less can be reached from now on: nothing to wait for.
-            self.set_command(self.command & !config::COMMAND_BUS_MASTER);
+            self.set_command(now & !config::COMMAND_BUS_MASTER);
         }
         Effects {
             decoding: (before.0 ^ command) & (config::COMMAND_IO | config::COMMAND_MEMORY) != 0
+                || is_reset
                 || before.1 != self.guest_power()
                 || decoded != self.decoded(),
             bus_master: !mastered(before.0) && mastered(command),
@@ -298,12 +286,13 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bars(&self) -> Vec<BarInfo> {
-        self.bars.infos().collect()
+        let rom = self.rom.as_ref().map(Rom::info);
+        self.bars.infos().chain(rom).collect()
     }
 
     fn decoded(&self) -> Vec<BarDecode> {
-        // In D3hot a function answers config space only (PCI PM 1.2 §5.4.1).
-        if self.gone || self.guest_power() == PowerState::D3Hot {
+        // Outside of D0 a function answers config space only (PCIe 6.0 §5.3.1).
+        if self.gone || self.guest_power() != PowerState::D0 {
             return Vec::new();
         }
         let command = self.guest_command();
@@ -316,12 +305,21 @@ impl PciFunction for AssignedDevice {
             let address = bar.address(self.view.space())?;
             (command & enable != 0).then_some(BarDecode { bar, address })
         };
-        self.bars.infos().filter_map(decode).collect()
+        self.bars().into_iter().filter_map(decode).collect()
     }
 
     fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        let Some(emulated) = self.bars.emulated(bar).filter(|_| !self.gone) else {
+        if self.gone {
+            return;
+        }
+        if bar == BarIndex::ROM {
+            if let Some(rom) = &mut self.rom {
+                rom.read(&*self.backend, offset, data);
+            }
+            return;
+        }
+        let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };
         let mut rest = data;
@@ -365,26 +363,43 @@ impl PciFunction for AssignedDevice {
         }
     }
 
-    fn settle(&mut self) -> Result<(), SettleError> {
+    fn reset(&mut self) -> Effects {
+        if self.gone {
+            return Effects::NONE;
+        }
+        self.begin_reset(Scope::Bus, Pending::Reset);
+        Effects {
+            decoding: true,
+            bus_master: false,
+        }
+    }
+
+    fn release(&mut self, answering: &[BarDecode]) {
+        self.bars.unmap_stale(answering);
+    }
+
+    fn settle(&mut self, reach: &Reach) -> Result<(), SettleError> {
         if self.gone {
             return Ok(());
         }
-        let decoded = self.decoded();
-        self.bars.unmap_stale(&decoded);
-        if std::mem::take(&mut self.reset_pending) {
-            self.carry_out_reset();
+        self.bars.unmap_stale(&reach.answering);
+        if let Some(pending) = self.pending.take() {
+            self.carry_out(pending);
         }
         let power = self.guest_power();
         if power < self.power {
             self.set_power(power);
         }
-        let handed_on = self.guest_command() & HANDED_ON;
+        let mut handed_on = self.guest_command() & HANDED_ON;
+        if !reach.bus_master {
+            handed_on &= !config::COMMAND_BUS_MASTER;
+        }
         let answers = self.set_command(self.command_of_host | handed_on);
         if power > self.power {
             self.set_power(power);
         }
-        if answers {
-            self.bars.map_decoded(&decoded);
+        if answers && self.power == PowerState::D0 {
+            self.bars.map_decoded(&reach.answering);
         }
         Ok(())
     }
@@ -399,5 +414,5 @@ impl Drop for AssignedDevice {
 }
 
 #[cfg(test)]
-#[path = "assigned_test.rs"]
+#[path = "device_test.rs"]
 mod tests;

@@ -9,7 +9,7 @@ fn at_work() -> Setup {
     let mut setup = plain_decoded();
     let bar = setup.bar();
     let _ = setup.command(MEMORY | MASTER);
-    setup.device.settle().unwrap();
+    setup.settle_alone();
     let _ = setup.write(0x42, &0x8000_u16.to_le_bytes());
     let message = 0xfee0_0000_u64.to_le_bytes();
     setup.device.bar_write(bar, 0x2010, &message);
@@ -88,7 +88,7 @@ fn what_the_guest_writes_afterwards_goes_nowhere() {
     // A function level reset, and sleep.
     let _ = setup.write(0x68, &0x8000_u16.to_le_bytes());
     let _ = setup.write(0x54, &3_u16.to_le_bytes());
-    setup.device.settle().unwrap();
+    setup.settle_alone();
     assert_eq!(setup.journal.take(), [""; 0]);
     assert!(setup.device.decoded().is_empty());
     assert_eq!(setup.device.bars(), bars, "what it was stays known");
@@ -155,7 +155,11 @@ fn accesses_of_the_guest_may_race_with_it() {
                     let lock = || device.lock().unwrap();
                     let command = if cpu == 0 { MEMORY } else { MEMORY | MASTER };
                     let _ = lock().config_write(4, &command.to_le_bytes());
-                    lock().settle().unwrap();
+                    let reach = Reach {
+                        answering: lock().decoded(),
+                        bus_master: true,
+                    };
+                    lock().settle(&reach).unwrap();
                     lock().bar_read(bar, 0x2000 + cpu * 16, &mut data);
                     lock().bar_write(bar, 0x200c + cpu * 16, &[0; 4]);
                     let _ = lock().config_write(0x42, &0x8000_u16.to_le_bytes());

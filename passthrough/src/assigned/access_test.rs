@@ -45,7 +45,7 @@ fn interrupts_flow_from_table_to_guest() {
     let mut setup = plain_decoded();
     let bar = setup.bar();
     let _ = setup.command(MEMORY | MASTER);
-    setup.device.settle().unwrap();
+    setup.settle();
     let _ = setup.write(0x42, &0xc000_u16.to_le_bytes());
     for vector in 0..4_u32 {
         let at = 0x2000 + u64::from(vector) * 16;
@@ -69,7 +69,7 @@ fn interrupts_flow_from_table_to_guest() {
 fn a_dropped_device_leaves_nothing_behind() {
     let mut setup = plain_decoded();
     let _ = setup.command(MEMORY | MASTER);
-    setup.device.settle().unwrap();
+    setup.settle();
     let _ = setup.write(0x42, &0x8000_u16.to_le_bytes());
     let bar = setup.bar();
     setup.device.bar_write(bar, 0x200c, &[0; 4]);
@@ -173,7 +173,7 @@ proptest! {
                     setup.device.bar_read(bar, offset % (0x4000 - 7), &mut data);
                     setup.device.config_read(config % 4089, &mut data);
                 }
-                _ => setup.device.settle().unwrap(),
+                _ => setup.settle_alone(),
             }
             for call in setup.journal.take() {
                 let words: Vec<_> = call.split(' ').collect();

@@ -20,13 +20,18 @@ struct Setup {
 }
 
 fn assign(host: FakeDevice, journal: &Journal) -> Setup {
+    assign_with(host, AssignOptions::default(), journal)
+}
+
+fn assign_with(host: FakeDevice, options: AssignOptions, journal: &Journal) -> Setup {
     let host = Arc::new(host);
     let router = Arc::new(FakeRouter::new(journal));
     let mapper = Arc::new(FakeMapper::new(journal));
     let space = Arc::new(FakeSpace::new(journal));
-    let device = AssignedDevice::new(
+    let device = AssignedDevice::with_options(
         "0000:01:00.0".parse().unwrap(),
         Arc::clone(&host) as Arc<dyn DeviceBackend>,
+        options,
         Arc::clone(&router) as Arc<dyn InterruptRouter>,
         Arc::clone(&mapper) as Arc<dyn MemoryMapper>,
         Arc::clone(&space) as Arc<dyn AddressSpace>,
@@ -75,7 +80,7 @@ fn plain_decoded() -> Setup {
     let mut setup = plain();
     setup.place(BAR);
     let _ = setup.command(MEMORY);
-    setup.device.settle().unwrap();
+    setup.settle();
     setup.journal.take();
     setup
 }
@@ -95,9 +100,18 @@ impl Setup {
         let _ = self.write(0x14, &bytes[4..]);
     }
 
+    /// On a bus of its own, with nothing else there.
+    fn settle_alone(&mut self) {
+        let reach = Reach {
+            answering: self.device.decoded(),
+            bus_master: true,
+        };
+        self.device.settle(&reach).unwrap();
+    }
+
     fn settle(&mut self) -> Vec<String> {
         self.journal.take();
-        self.device.settle().unwrap();
+        self.settle_alone();
         self.journal.take()
     }
 
@@ -272,9 +286,11 @@ fn in_d3hot_only_config_space_answers() {
     assert_eq!(setup.write(0x54, &[0, 0]), effects(true, false));
     let calls = setup.settle();
     assert_eq!(
-        calls[..2],
-        ["write 7 0x54 [0, 0]", "guest map 0xc0000000 0x2000"]
+        calls,
+        [COMMAND_OFF, "write 7 0x54 [0, 0]", COMMAND_OFF],
+        "the way back costs it its settings"
     );
+    assert_eq!(setup.device.decoded(), []);
     // D1 and D2 are not among its states.
     assert_eq!(setup.write(0x54, &[1, 0]), Effects::NONE);
     let mut state = [0xff; 2];
@@ -286,7 +302,7 @@ fn in_d3hot_only_config_space_answers() {
 fn a_function_level_reset() {
     let mut setup = plain_decoded();
     let _ = setup.command(MEMORY | MASTER);
-    setup.device.settle().unwrap();
+    setup.settle();
     let bar = setup.bar();
     setup.device.bar_write(bar, 0x10, &[0xaa]);
     let _ = setup.write(0x42, &[0, 0x80]);
@@ -320,7 +336,7 @@ fn a_reset_that_fails_is_not_fatal() {
     let mut setup = plain_decoded();
     setup.host.refuse(Operation::Reset, libc::EAGAIN);
     let _ = setup.write(0x68, &[0, 0x80, 0, 0]);
-    setup.device.settle().unwrap();
+    setup.settle();
     setup.place(BAR);
     let _ = setup.command(MEMORY);
     assert!(setup.settle().len() > 1);
@@ -337,8 +353,17 @@ fn a_device_without_reset_takes_no_order_to() {
     assert!(setup.settle().is_empty());
 }
 
-#[path = "assigned_access_test.rs"]
+#[path = "access_test.rs"]
 mod access;
 
-#[path = "assigned_surrender_test.rs"]
+#[path = "reset_test.rs"]
+mod resets;
+
+#[path = "rom_test.rs"]
+mod rom;
+
+#[path = "fuzz_test.rs"]
+mod fuzz;
+
+#[path = "surrender_test.rs"]
 mod surrender;

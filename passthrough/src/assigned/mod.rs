@@ -1,0 +1,13 @@
+//! An assigned device: the parts put together as a function of the guest.
+
+mod device;
+mod options;
+mod power;
+mod reset;
+mod rom;
+mod surrender;
+
+pub use device::{AssignError, AssignedDevice};
+pub use options::{AssignOptions, Placement, RomSource};
+pub use rom::RomError;
+pub use surrender::SurrenderError;
