@@ -170,7 +170,6 @@ impl Builder<'_> {
     fn base(&mut self) {
         let machine = self.machine;
         self.arg("-name", escape(Path::new(&process_name(machine.name()))));
-        self.arg("-name", escape(Path::new(&process_name(machine.name()))));
         // A split irqchip is what interrupt remapping needs.
         self.arg("-machine", "q35,accel=tcg,kernel-irqchip=split");
         let mut cpu = CPU.to_owned();

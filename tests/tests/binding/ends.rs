@@ -1,0 +1,148 @@
+use lab::airlock::{Run, installed};
+use lab::host::{Exit, Host, HostError};
+use lab::machine::{Device, Machine};
+use lab::scenario;
+
+use super::{BOOT, assert_as_before, assert_disk_works, bindings, disk, state, succeeds};
+
+const ALL: [&str; 1] = ["disk"];
+
+#[test]
+fn whatever_the_end_the_device_goes_back() {
+    let machine = Machine::new("ends").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let before = state(host, &ALL)?;
+        for part in [
+            killed_while_binding,
+            killed_while_releasing,
+            killed_while_running,
+        ] {
+            part(host, &before)?;
+        }
+        ended_in_order(host, &before)
+    });
+}
+
+/// The moments of a binding, by what a shell can see of the device without
+/// starting a program: `$1` is its directory.
+const BINDING: [(&str, &str); 4] = [
+    (
+        "the journal is there",
+        "set -- \"$1\" /run/airlock/bindings/*; [ -e \"$2\" ]",
+    ),
+    (
+        "the override is set",
+        "read -r only <\"$1/driver_override\"; [ \"$only\" = vfio-pci ]",
+    ),
+    ("it has no driver", "[ ! -e \"$1/driver\" ]"),
+    (
+        "it is on vfio-pci",
+        "[ \"$1/driver\" -ef /sys/bus/pci/drivers/vfio-pci ]",
+    ),
+];
+
+const RELEASING: [(&str, &str); 3] = [
+    (
+        "the override is gone",
+        "read -r only <\"$1/driver_override\"; [ \"$only\" = '(null)' ]",
+    ),
+    ("it has no driver", "[ ! -e \"$1/driver\" ]"),
+    (
+        "it is on nvme",
+        "[ \"$1/driver\" -ef /sys/bus/pci/drivers/nvme ]",
+    ),
+];
+
+/// Starts `airlock COMMAND` for the disk and kills it as soon as `moment`
+/// holds, if it's still there then.
+fn kill_at(host: &Host, command: &str, moment: &str) -> Result<(), HostError> {
+    let address = host.address("disk")?;
+    let airlock = installed("airlock");
+    host.shell(&format!(
+        "set -- /sys/bus/pci/devices/{address}
+         {airlock} {command} {address} >/dev/null 2>&1 &
+         pid=$!
+         until {{ {moment}; }} || ! kill -0 $pid 2>/dev/null; do :; done
+         kill -9 $pid 2>/dev/null || true
+         wait $pid || true"
+    ))?;
+    Ok(())
+}
+
+/// After a sudden end: what nobody minds goes back; what was finished before
+/// the end came is held, as it should be, and is released.
+fn tidy_up(host: &Host, before: &str, when: &str) -> Result<(), HostError> {
+    succeeds(host, &["release", "--stale"])?;
+    for held in bindings(host)? {
+        assert_eq!(held["state"], "kept", "{when}: {held}");
+        succeeds(host, &["release", "disk"])?;
+    }
+    assert_as_before(host, &ALL, before)?;
+    assert_disk_works(host)
+}
+
+fn killed_while_binding(host: &Host, before: &str) -> Result<(), HostError> {
+    for (when, moment) in BINDING {
+        kill_at(host, "bind", moment)?;
+        tidy_up(host, before, when)?;
+    }
+    for delay in ["0.01", "0.03", "0.06", "0.1", "0.15", "0.2"] {
+        kill_at(host, "bind", &format!("sleep {delay}"))?;
+        tidy_up(host, before, delay)?;
+    }
+    Ok(())
+}
+
+fn killed_while_releasing(host: &Host, before: &str) -> Result<(), HostError> {
+    for (when, moment) in RELEASING {
+        succeeds(host, &["bind", "disk"])?;
+        kill_at(host, "release", moment)?;
+        // It may have been too early: then the device is held as before.
+        tidy_up(host, before, when)?;
+    }
+    Ok(())
+}
+
+fn guest(host: &Host, tasks: &str) -> Result<Run, HostError> {
+    Ok(Run::tasks(tasks).device(host.address("disk")?).bind())
+}
+
+fn killed_while_running(host: &Host, before: &str) -> Result<(), HostError> {
+    for next_airlock in [false, true] {
+        let mut running = host.start(&guest(host, "nvme,sleep")?.step())?;
+        running.wait_line("lab: sleep", BOOT)?;
+        running.signal(9)?;
+        assert_eq!(running.wait()?.exit, Exit::Signal(9));
+        let held = bindings(host)?;
+        assert_eq!(held.len(), 1, "{held:?}");
+        assert_eq!(held[0]["state"], "stale");
+        if next_airlock {
+            let outcome = host.run(&guest(host, "nvme,poweroff")?.step())?;
+            let outcome = outcome.expect_success()?;
+            assert!(outcome.stderr.contains("sudden end"), "{}", outcome.stderr);
+        } else {
+            succeeds(host, &["release", "--stale"])?;
+        }
+        assert_as_before(host, &ALL, before)?;
+        assert_disk_works(host)?;
+    }
+    Ok(())
+}
+
+fn ended_in_order(host: &Host, before: &str) -> Result<(), HostError> {
+    let mut running = host.start(&guest(host, "nvme,sleep")?.step())?;
+    running.wait_line("lab: sleep", BOOT)?;
+    running.signal(15)?;
+    assert_eq!(running.wait()?.exit, Exit::Status(143));
+    assert_as_before(host, &ALL, before)?;
+
+    let outcome = host.run(&guest(host, "nvme,panic")?.step())?;
+    assert_eq!(outcome.exit, Exit::Status(4), "{}", outcome.stderr);
+    assert_as_before(host, &ALL, before)?;
+
+    // A guest that never was: the device goes back all the same.
+    let outcome = host.run(&guest(host, "nvme")?.kernel("/no/such/kernel").step())?;
+    assert_eq!(outcome.exit, Exit::Status(1), "{}", outcome.stderr);
+    assert_as_before(host, &ALL, before)?;
+    assert_disk_works(host)
+}
