@@ -322,8 +322,8 @@ fn a_function_level_reset() {
     );
     let registers: Vec<_> = calls[6..].iter().map(|call| &call[..12]).collect();
     let expected = [
-        "read 7 0x68 ",
-        "write 7 0x68",
+        "read 7 0x69 ",
+        "write 7 0x69",
         "read 7 0x88 ",
         "write 7 0x88",
     ];
