@@ -11,8 +11,10 @@
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, pci, dump, bar, cpus, nap (1 s), sleep (for ever), beat (a marker
-# each half second, for ever), poweroff, reboot, panic, shell.
+# Tasks: nvme, net, pci, ports, resets, load, unload, dump, bar, cpus, nap (1 s),
+# sleep (for ever), beat (a marker each half second, for ever), poweroff, reboot,
+# panic, shell, and NAME of each function task_NAME in /tasks, a script that a
+# scenario may add.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -104,6 +106,52 @@ task_pci() {
     done
 }
 
+# What stands behind which port, with the link that both say they have.
+task_ports() {
+    for bridge in /sys/bus/pci/devices/*; do
+        for device in "$bridge"/0000:*; do
+            [ -e "$device/config" ] || continue
+            marker port "address=${bridge##*/} driver=$(basename "$(readlink "$bridge/driver")") device=${device##*/} speed=$(link "$bridge" speed) width=$(link "$bridge" width) device-speed=$(link "$device" speed) device-width=$(link "$device" width)"
+        done
+    done
+}
+
+link() {
+    tr ' ' _ <"$1/current_link_$2"
+}
+
+# Resets the first NVMe in each way that the kernel has for it, and reads it
+# again after each.
+task_resets() {
+    await nvme0n1 test -b /dev/nvme0n1 || return
+    device=$(readlink -f /sys/class/nvme/nvme0/device)
+    for method in $(cat "$device/reset_method"); do
+        echo "$method" >"$device/reset_method"
+        if echo 1 >"$device/reset"; then
+            marker reset "method=$method"
+            task_nvme
+        else
+            marker reset-failed "method=$method"
+        fi
+    done
+}
+
+# Reads the first NVMe over and over, past the page cache, while other tasks run.
+task_load() {
+    await nvme0n1 test -b /dev/nvme0n1 || return
+    count=$(($(setting lab.bytes 4194304) / 65536))
+    while [ ! -e /tmp/enough ]; do
+        dd if=/dev/nvme0n1 bs=65536 count="$count" iflag=direct 2>/dev/null | sha256sum
+    done >/tmp/sums &
+    marker load
+}
+
+task_unload() {
+    touch /tmp/enough
+    wait
+    marker unload "reads=$(wc -l </tmp/sums) sha256=$(sort -u /tmp/sums | cut -d ' ' -f 1 | tr '\n' ,)"
+}
+
 # All of each function's config space, in hexadecimal.
 task_dump() {
     for device in /sys/bus/pci/devices/*; do
@@ -133,6 +181,7 @@ task_bar() {
         [ "$(cat "$device/vendor"):$(cat "$device/device")" = "0x${id%:*}:0x${id#*:}" ] && break
     done
     address=${device##*/}
+    [ -e "$device/driver" ] && echo "$address" >"$device/driver/unbind"
     index=0
     while read -r start end flags; do
         [ "$index" = "$number" ] && at=$start && top=$end
@@ -162,17 +211,19 @@ task_nap() {
     marker nap-end
 }
 
+if [ -e /tasks ]; then . /tasks; fi
+
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | pci | dump | bar | cpus | nap) "task_$task" ;;
+    nvme | net | pci | ports | resets | load | unload | dump | bar | cpus | nap) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;
     beat) while true; do marker beat && usleep 500000; done ;;
     panic) marker panic && echo 1 >/proc/sys/kernel/sysrq && echo c >/proc/sysrq-trigger ;;
     shell) setsid cttyhack sh ;;
-    *) marker unknown-task "task=$task" ;;
+    *) if type "task_$task" >/dev/null; then "task_$task"; else marker unknown-task "task=$task"; fi ;;
     esac
 done
 marker end

@@ -53,8 +53,9 @@ struct Guest {
 /// machines: it has a link, and can be reset by its port.
 #[derive(Debug, Default)]
 pub struct Topology {
-    guests: Vec<Guest>,
+    // Dropped in the order that `Opened` has.
     space: Option<Arc<dyn AddressSpace>>,
+    guests: Vec<Guest>,
 }
 
 /// What assigned devices reach the guest through.
@@ -98,8 +99,8 @@ impl Topology {
             });
         }
         Ok(Self {
-            guests,
             space: Some(opened.space),
+            guests,
         })
     }
 

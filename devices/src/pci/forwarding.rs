@@ -37,7 +37,8 @@ impl Forwarding {
     /// memory window. A BAR that is only partly in one does not answer at all.
     pub fn passes(&self, decode: &BarDecode) -> bool {
         let inside = |window: &Window| {
-            let last = decode.address.checked_add(decode.bar.size - 1);
+            let rest = decode.bar.size.checked_sub(1);
+            let last = rest.and_then(|rest| decode.address.checked_add(rest));
             window.base <= decode.address && last.is_some() && last <= window.last()
         };
         let windows = if decode.bar.kind.is_io() {

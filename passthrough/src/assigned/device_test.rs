@@ -285,9 +285,11 @@ fn in_d3hot_only_config_space_answers() {
     );
     assert_eq!(setup.write(0x54, &[0, 0]), effects(true, false));
     let calls = setup.settle();
+    assert_eq!(calls[..2], [COMMAND_OFF, "write 7 0x54 [0, 0]"]);
+    let last = calls.last().map(String::as_str);
     assert_eq!(
-        calls,
-        [COMMAND_OFF, "write 7 0x54 [0, 0]", COMMAND_OFF],
+        last,
+        Some(COMMAND_OFF),
         "the way back costs it its settings"
     );
     assert_eq!(setup.device.decoded(), []);
@@ -314,10 +316,18 @@ fn a_function_level_reset() {
     );
     let calls = setup.settle();
     assert_eq!(
-        calls[4..],
+        calls[4..6],
         [COMMAND_OFF, "reset"],
         "unmapped and silent first"
     );
+    let registers: Vec<_> = calls[6..].iter().map(|call| &call[..12]).collect();
+    let expected = [
+        "read 7 0x69 ",
+        "write 7 0x69",
+        "read 7 0x88 ",
+        "write 7 0x88",
+    ];
+    assert_eq!(registers, expected, "the control registers after it");
     let mut registers = [0xff; 4];
     for (offset, value) in [
         (0x04, [0, 0, 0x10, 0]),

@@ -271,13 +271,27 @@ fn a_device_that_fails_to_wake_is_not_mapped() {
 }
 
 #[test]
+fn nothing_is_mapped_before_the_device_is_awake() {
+    let mut setup = everything(NO_SOFT_RESET);
+    setup.start();
+    let _ = setup.put(POWER, 3);
+    setup.settle();
+    let _ = setup.put(POWER, 0);
+    setup.host.refuse(Operation::Write, libc::EIO);
+    let mapped = |calls: Vec<String>| calls.iter().any(|call| call.starts_with("guest map"));
+    assert!(!mapped(setup.settle()), "its pages would fault");
+    assert!(mapped(setup.settle()));
+    setup.works();
+}
+
+#[test]
 fn control_registers_get_their_values_after_reset() {
     for way in WAYS {
         let mut setup = everything(0);
-        let _ = setup.put(DEVICE_CONTROL, 0x5d0f);
+        let _ = setup.put(DEVICE_CONTROL, 0x5c0f);
         let _ = setup.put(0xa8, 0x0001);
         let _ = setup.put(0x90, 0x00c8);
-        assert_eq!(setup.host.config(DEVICE_CONTROL) & 0x7d10, 0x5d00);
+        assert_eq!(setup.host.config(DEVICE_CONTROL) & 0x7d10, 0x5c00);
         setup.reset_by(way);
         setup.settle();
         // As the host had set them up; the payload is no function's own.

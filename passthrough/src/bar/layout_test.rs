@@ -205,6 +205,29 @@ proptest! {
         }
     }
 
+    /// Sizes and areas that no kernel would tell: nothing panics, and nothing
+    /// outside of the BAR's own pages is direct.
+    #[test]
+    fn any_size_and_any_area(
+        size: u64,
+        shift in 0_u32..64,
+        areas in proptest::collection::vec((any::<u64>(), 0_u32..64, any::<u64>(), 0_u32..64), 0..6),
+        table_at in any::<(u64, u64)>(),
+        page_bits in 12_u32..17,
+    ) {
+        let (size, page) = (size >> shift, 1 << page_bits);
+        let areas: Vec<_> = areas.iter().map(|(a, b, c, d)| area(a >> b, c >> d)).collect();
+        let emulated = [table(table_at.0 >> shift, table_at.1 >> shift)];
+        let layout = BarLayout::new(size, &areas, &emulated, page);
+        prop_assert!(layout.direct.len() <= MAX_DIRECT);
+        for direct in &layout.direct {
+            prop_assert_eq!((direct.offset % page, direct.size % page), (0, 0));
+            let end = direct.offset.checked_add(direct.size);
+            prop_assert!(end.is_some_and(|end| direct.size > 0 && end <= size.max(page)));
+            prop_assert!(size > 0 && (size >= page || layout.direct.len() == 1));
+        }
+    }
+
     #[test]
     fn pieces_add_up(offset: u64, size in 0_usize..17, at in 0_u64..64, length in 1_u64..64) {
         let emulated = [table(at, length), pba(at + length + 3, 8)];

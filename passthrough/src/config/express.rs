@@ -6,14 +6,18 @@ use super::rule::{Access, Rule};
 use super::subject::Subject;
 use crate::assigned::Placement;
 
-const FLAGS: u16 = 0x02;
+/// The PCI Express capabilities register, from the capability's start.
+pub(super) const FLAGS: u16 = 0x02;
 const TYPE: u16 = 0x00f0;
 const VERSION: u16 = 0x000f;
 const DEVICE_CAPABILITIES: u16 = 0x04;
 const LARGEST_PAYLOAD: u32 = 7;
+const HAS_EXTENDED_TAGS: u32 = 1 << 5;
 const CAN_RESET: u32 = 1 << 28;
 const DEVICE_CONTROL: u16 = 0x08;
+const RELAXED_ORDERING: u16 = 1 << 4;
 const PAYLOAD: u16 = 7 << 5;
+const EXTENDED_TAGS: u16 = 1 << 8;
 const READ_REQUEST: u16 = 7 << 12;
 /// 4096 bytes; larger values are reserved.
 const LARGEST_READ_REQUEST: u16 = 5 << 12;
@@ -51,7 +55,7 @@ pub(super) fn build(
     let flags = snapshot.u16(at + FLAGS);
     let mut express = Express::default();
     let section = ("PCI Express capabilities: type", "PCIe 6.0 §7.5.3.2");
-    match (port_type(snapshot, at), subject.placement) {
+    match (port_type(flags), subject.placement) {
         (TYPE_ENDPOINT | TYPE_LEGACY_ENDPOINT, Placement::BehindPort)
         | (TYPE_INTEGRATED_ENDPOINT, Placement::RootBus) => {
             let same = Access::Constant(TYPE.into());
@@ -77,6 +81,7 @@ pub(super) fn build(
         express.rules.push(rule.bits(VERSION.into()));
     }
     payload(snapshot, at, &mut express);
+    left_off(snapshot, at, &mut express);
     if subject.can_reset && snapshot.u32(at + DEVICE_CAPABILITIES) & CAN_RESET != 0 {
         express.reset = Some(ResetBit {
             offset: at + DEVICE_CONTROL + 1,
@@ -117,14 +122,32 @@ fn payload(snapshot: &ConfigSpace, at: u16, express: &mut Express) {
     }
 }
 
-fn port_type(config: &ConfigSpace, at: u16) -> u8 {
-    ((config.u16(at + FLAGS) & TYPE) >> 4) as u8
+/// Linux turns both on wherever the way to memory bears them. Where they are
+/// off there was a reason, and a guest can't know it.
+fn left_off(snapshot: &ConfigSpace, at: u16, express: &mut Express) {
+    const WHY: &str = "the host has left it off: its path to the device may not bear it";
+    let off = !snapshot.u16(at + DEVICE_CONTROL) & (RELAXED_ORDERING | EXTENDED_TAGS);
+    let none = Access::Value(0);
+    if off != 0 {
+        let section = ("device control: ordering, tags", "PCIe 6.0 §7.5.3.4");
+        let rule = Rule::new(DEVICE_CONTROL, 2, none, section, WHY);
+        express.rules.push(rule.bits(off.into()));
+    }
+    if off & EXTENDED_TAGS != 0 {
+        let section = ("device capabilities: extended tags", "PCIe 6.0 §7.5.3.3");
+        let rule = Rule::new(DEVICE_CAPABILITIES, 4, none, section, WHY);
+        express.rules.push(rule.bits(HAS_EXTENDED_TAGS));
+    }
 }
 
-/// Whether the function of the capability at `at` has a link, and so belongs
-/// behind a port.
-pub(super) fn has_link(config: &ConfigSpace, at: u16) -> bool {
-    port_type(config, at) != TYPE_INTEGRATED_ENDPOINT
+fn port_type(flags: u16) -> u8 {
+    ((flags & TYPE) >> 4) as u8
+}
+
+/// Whether a function with these PCI Express capabilities has a link, and so
+/// belongs behind a port.
+pub(super) fn has_link(flags: u16) -> bool {
+    port_type(flags) != TYPE_INTEGRATED_ENDPOINT
 }
 
 /// Whether the capability at `at` has the second set of registers.
@@ -135,7 +158,8 @@ pub(super) fn has_second(config: &ConfigSpace, at: u16) -> bool {
 /// Bytes of the capability at `at`: integrated endpoints have no link
 /// registers at its end, and a first version ends before the second set.
 pub(super) fn size(config: &ConfigSpace, at: u16) -> u16 {
-    match (config.u16(at + FLAGS) & VERSION, has_link(config, at)) {
+    let flags = config.u16(at + FLAGS);
+    match (flags & VERSION, has_link(flags)) {
         (1, true) => 0x14,
         (1, false) => 0x0c,
         (_, true) => 0x3c,

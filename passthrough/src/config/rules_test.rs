@@ -3,7 +3,7 @@
 use super::*;
 use crate::assigned::Placement;
 use crate::config::sample::{EVERYTHING, bars, config};
-use crate::fake::{FakeDevice, Journal};
+use crate::fake::{FakeDevice, Journal, Operation};
 use devices::pci::{ConfigSpace, capabilities, extended_capabilities};
 use proptest::prelude::*;
 
@@ -138,13 +138,13 @@ fn where_a_device_belongs() {
     let natural = |flags: u32| {
         let mut values = config(EVERYTHING);
         values.set(0x82, &flags.to_le_bytes()[..2]);
-        Placement::natural_for(&values)
+        Placement::natural_by(|at, data| values.read(at, data))
     };
     assert_eq!(natural(0x0002), Placement::BehindPort);
     assert_eq!(natural(0x0012), Placement::BehindPort);
     assert_eq!(natural(0x0092), Placement::RootBus);
     assert_eq!(
-        Placement::natural_for(&ConfigSpace::new()),
+        Placement::natural_by(|_, data| data.fill(0)),
         Placement::RootBus
     );
     let setup = everything(Placement::BehindPort);
@@ -152,6 +152,8 @@ fn where_a_device_belongs() {
         Placement::natural(&setup.device).unwrap(),
         Placement::BehindPort
     );
+    setup.device.refuse(Operation::Read, libc::EIO);
+    assert!(Placement::natural(&setup.device).is_err());
 }
 
 #[test]
@@ -173,6 +175,34 @@ fn payload_and_read_request_stay_within_what_the_path_carries() {
 }
 
 #[test]
+fn what_the_host_has_left_off_stays_off() {
+    let control = |initial: u16| {
+        let mut values = config(EVERYTHING);
+        values.set(0x84, &[0xfa]);
+        values.set(0x88, &initial.to_le_bytes());
+        let mut setup = show(&values, Placement::BehindPort).unwrap();
+        setup.write(0x88, 0x0110);
+        let host = setup.device.config(0x88) & 0x0110;
+        (setup.u32(0x84) & 0x20, setup.u32(0x88) & 0x0110, host)
+    };
+    assert_eq!(control(0x2930), (0x20, 0x0110, 0x0110));
+    assert_eq!(control(0x2830), (0, 0x0010, 0x0010));
+    assert_eq!(control(0x2820), (0, 0, 0));
+}
+
+#[test]
+fn a_reset_is_never_ordered_by_accident() {
+    let mut values = config(EVERYTHING);
+    // A broken device: the order reads as a one.
+    values.set(0x89, &[0xa8]);
+    let mut setup = show(&values, Placement::BehindPort).unwrap();
+    setup.view.write(&setup.device, 0x88, &[0x10, 0x28]);
+    let writes = setup.journal.take_only(&["write"]);
+    assert_eq!(writes, ["write 7 0x88 [3f, 28]"]);
+    assert_eq!(setup.u32(0x88) & 0x8000, 0);
+}
+
+#[test]
 fn a_one_clears_an_error_in_the_guests_view_only() {
     let mut setup = everything(Placement::BehindPort);
     assert_eq!(setup.u32(0x88) >> 16, 0x003f);
@@ -186,7 +216,6 @@ fn a_one_clears_an_error_in_the_guests_view_only() {
     assert_eq!(setup.u32(0x88) >> 16, 1);
     // What is not there yet can't be cleared ahead of time.
     setup.write(0x104, u32::MAX);
-    assert_eq!(setup.u32(0x104), 0);
     setup.device.set_config(0x104, &[0x10]);
     assert_eq!(setup.u32(0x104), 0x10);
     setup.write(0x108, 0);
@@ -210,6 +239,14 @@ fn a_resizable_bar_has_one_size() {
         let setup = show(&values, Placement::BehindPort).unwrap();
         assert!(setup.hidden(0x1c0).unwrap().contains(word), "{control:#x}");
     }
+}
+
+#[test]
+fn channels_are_to_look_at() {
+    let mut setup = everything(Placement::BehindPort);
+    assert_eq!(setup.u32(0x1a0), 0, "the arbitration is the host's");
+    setup.write(0x1ac, 0);
+    assert_eq!(setup.u32(0x1ac), 0x8000_00ff);
 }
 
 #[test]

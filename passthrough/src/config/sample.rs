@@ -53,6 +53,7 @@ pub(crate) const EVERYTHING: &[(u16, u8, u32)] = &[
     (0x194, 4, 0x1003_1003),
     // Virtual channels; BAR 0 could have 1, 2 or 4 MiB and has 1.
     (0x198, 4, 0x1c01_0002),
+    (0x1a0, 4, 0x0300_0007),
     (0x1ac, 4, 0x8000_00ff),
     (0x1c0, 4, 0x1d01_0015),
     (0x1c4, 4, 0x0000_0070),

@@ -1,10 +1,12 @@
 use devices::pci::{BarInfo, BarKind, ConfigSpace, capabilities};
 
+use super::express;
 use super::rule::{Rule, When};
-use super::{express, view};
 use crate::assigned::Placement;
 use crate::vfio::{DeviceBackend, DeviceError};
 
+/// VFIO's region of config space.
+const CONFIG_REGION: u32 = 7;
 const PCI_EXPRESS: u8 = 0x10;
 
 /// The device that rules are applied to, and its place in the guest.
@@ -23,9 +25,8 @@ pub(crate) struct Subject<'a> {
 }
 
 /// Where a device's PCI Express capability is.
-fn find_express(snapshot: &ConfigSpace) -> Option<u16> {
-    let mut list = capabilities(|at, data| snapshot.read(at, data));
-    let found = list.find(|capability| capability.id == PCI_EXPRESS);
+fn find_express(read: impl FnMut(u16, &mut [u8])) -> Option<u16> {
+    let found = capabilities(read).find(|capability| capability.id == PCI_EXPRESS);
     found.map(|capability| capability.offset)
 }
 
@@ -36,14 +37,26 @@ impl Placement {
     /// # Errors
     /// When its config space can't be read.
     pub fn natural(backend: &dyn DeviceBackend) -> Result<Self, DeviceError> {
-        Ok(Self::natural_for(&view::snapshot(backend)?))
+        let mut failed = None;
+        let placement = Self::natural_by(|at, data| {
+            if let Err(error) = backend.region_read(CONFIG_REGION, at.into(), data) {
+                data.fill(0);
+                failed.get_or_insert(error);
+            }
+        });
+        failed.map_or(Ok(placement), Err)
     }
 
-    /// As [`Self::natural`], for a device with this config space.
-    pub(crate) fn natural_for(snapshot: &ConfigSpace) -> Self {
-        match find_express(snapshot) {
-            Some(at) if express::has_link(snapshot, at) => Self::BehindPort,
-            _ => Self::RootBus,
+    /// As [`Self::natural`], for a device whose config space is read so.
+    pub(crate) fn natural_by(mut read: impl FnMut(u16, &mut [u8])) -> Self {
+        let Some(at) = find_express(&mut read) else {
+            return Self::RootBus;
+        };
+        let mut flags = [0; 2];
+        read(at + express::FLAGS, &mut flags);
+        match express::has_link(u16::from_le_bytes(flags)) {
+            true => Self::BehindPort,
+            false => Self::RootBus,
         }
     }
 }
@@ -51,7 +64,7 @@ impl Placement {
 impl Subject<'_> {
     /// The rules of a table that hold for this device.
     pub(super) fn choose(&self, rules: &[Rule]) -> Vec<Rule> {
-        let express = find_express(self.snapshot);
+        let express = find_express(|at, data| self.snapshot.read(at, data));
         let second = express.is_some_and(|at| express::has_second(self.snapshot, at));
         let behind_port = self.placement == Placement::BehindPort;
         let has = |wanted: fn(&BarKind) -> bool| self.bars.iter().any(|bar| wanted(&bar.kind));

@@ -50,8 +50,6 @@ pub(crate) struct ConfigView {
     writable: Mask,
     /// Bits of `space` that the device has too.
     shared: Mask,
-    /// The device has not got the shared bits' values after reset yet.
-    stale: bool,
 }
 
 /// Reads all of a device's config space.
@@ -84,7 +82,6 @@ impl ConfigView {
             cleared: none(),
             writable: none(),
             shared: none(),
-            stale: false,
         };
         for Placed { place, rule } in &book.rules {
             for at in place.clone() {
@@ -243,26 +240,21 @@ impl ConfigView {
     pub(crate) fn reset(&mut self, scope: Scope) {
         let mut fresh = self.initial.clone();
         for at in 0..CONFIG_SPACE_SIZE as u16 {
-            let index = usize::from(at);
-            let (old, new) = (self.space.u8(at), fresh.u8(at));
-            self.stale |= (old ^ new) & self.shared[index] != 0;
-            let kept = self.kept[index];
+            let kept = self.kept[usize::from(at)];
             if scope == Scope::Function && kept != 0 {
+                let (old, new) = (self.space.u8(at), fresh.u8(at));
                 fresh.set(at, &[old & kept | new & !kept]);
             }
         }
         self.space = fresh;
     }
 
-    /// Gives the device the shared bits' values after a reset. The kernel has
-    /// given it those that it had before.
+    /// Gives the device the values that the shared bits have, after it was
+    /// reset: the kernel has given it older ones.
     ///
     /// # Errors
     /// The device's; some may be missing then.
-    pub(crate) fn hand_on(&mut self, backend: &dyn DeviceBackend) -> Result<(), DeviceError> {
-        if !std::mem::take(&mut self.stale) {
-            return Ok(());
-        }
+    pub(crate) fn hand_on(&self, backend: &dyn DeviceBackend) -> Result<(), DeviceError> {
         let mut at = 0;
         while let Some(start) = (at..CONFIG_SPACE_SIZE).find(|at| self.shared[*at] != 0) {
             let rest = start..CONFIG_SPACE_SIZE;

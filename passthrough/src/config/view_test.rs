@@ -151,7 +151,7 @@ fn an_endpoint_becomes_integrated_and_loses_its_link() {
     setup.write(0x88, &[0xff, 0x5f]);
     assert_eq!(
         (setup.device.config(0x88), setup.u16(0x88)),
-        (0x5d10, 0x5d1f),
+        (0x5c10, 0x5c1f),
         "the error enables are the host's, the payload is what the path carries"
     );
 }

@@ -87,7 +87,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
     let snapshot = &facts.snapshot;
     let placement = facts
         .placement
-        .unwrap_or_else(|| Placement::natural_for(snapshot));
+        .unwrap_or_else(|| Placement::natural_by(|at, data| snapshot.read(at, data)));
     let [_, _, msix_vectors, ..] = facts.vectors;
     let book = match &facts.bars {
         _ if facts.physical.len() < STANDARD => Err(format!(

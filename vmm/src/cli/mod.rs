@@ -96,3 +96,21 @@ fn say(text: &str, code: ExitCode) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        assert!(parse("airlock inspect 01:00.0 --open --raw").is_ok());
+        assert!(parse("airlock inspect 01:00.0 --json --raw").is_err());
+        assert!(parse("airlock inspect 01:00.8").is_err());
+        assert!(parse("airlock run --kernel k --device 01:00.0,rom=off").is_ok());
+        let error = parse("airlock run --kernel k --device 01:00.0,rom").unwrap_err();
+        assert!(error.to_string().contains("BDF,rom=FILE"), "{error}");
+    }
+}

@@ -304,6 +304,9 @@ const LATENCY: &[Rule] = rules! {
 const CHANNELS: &[Rule] = rules! {
     0x04 0xff ALL READ Always
         "port and channel registers", "PCIe 6.0 §7.9.1", "";
+    0x08 4 0xff00_00ff NONE Always
+        "port capability 2: arbitration", "PCIe 6.0 §7.9.1.3",
+        "the tables for it are set up by the host";
 };
 
 const VENDOR: &[Rule] = rules! {
