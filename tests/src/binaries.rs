@@ -15,6 +15,9 @@ use crate::progress::Meter;
 
 /// The agent's name, as a cargo target and in the nested host.
 pub const AGENT: &str = "lab-agent";
+/// The name of the program that does to PCI functions in a guest what a shell
+/// can't.
+pub const GUEST_PCI: &str = "guest-pci";
 /// airlock's name, as a cargo target and in the nested host.
 pub const AIRLOCK: &str = "airlock";
 
@@ -58,7 +61,40 @@ pub fn build(cache: &Cache) -> Result<BTreeMap<String, PathBuf>, BinariesError> 
     Ok(built)
 }
 
+/// Builds a program of this crate, in release mode and with no need of a shared
+/// library, and gives its path: a guest has nothing but its initramfs.
+///
+/// # Errors
+/// [`BinariesError`] when cargo fails.
+pub fn build_static(cache: &Cache, name: &str) -> Result<PathBuf, BinariesError> {
+    let arguments = ["rustc", "--package", "tests", "--bin", name];
+    let flags = [
+        "--",
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "strip=symbols",
+    ];
+    let built = run_cargo(cache, &[name], &arguments, &flags)?.remove(name);
+    built.ok_or_else(|| BinariesError::Missing(name.to_owned()))
+}
+
 fn cargo(cache: &Cache, wanted: &[&str]) -> Result<BTreeMap<String, PathBuf>, BinariesError> {
+    let mut arguments = vec!["build"];
+    for name in wanted {
+        let package = if *name == AGENT { "tests" } else { "vmm" };
+        arguments.extend(["--package", package, "--bin", name]);
+    }
+    run_cargo(cache, wanted, &arguments, &[])
+}
+
+/// Runs cargo in release mode, with `flags` at the end of its command line.
+fn run_cargo(
+    cache: &Cache,
+    wanted: &[&str],
+    arguments: &[&str],
+    flags: &[&str],
+) -> Result<BTreeMap<String, PathBuf>, BinariesError> {
     let _lock = cache.lock("cargo.lock", "it builds airlock")?;
     let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     // Set for whatever cargo runs; a caller that was started otherwise has it in PATH.
@@ -71,15 +107,11 @@ fn cargo(cache: &Cache, wanted: &[&str]) -> Result<BTreeMap<String, PathBuf>, Bi
     }
     let output = File::create(&messages).map_err(CacheError::at(&messages))?;
     let mut command = Command::new(program);
-    command.current_dir(workspace).args([
-        "build",
-        "--release",
-        "--message-format=json-render-diagnostics",
-    ]);
-    for name in wanted {
-        let package = if *name == AGENT { "tests" } else { "vmm" };
-        command.args(["--package", package, "--bin", name]);
-    }
+    command
+        .current_dir(workspace)
+        .args(arguments)
+        .args(["--release", "--message-format=json-render-diagnostics"])
+        .args(flags);
     let mut meter = Meter::quiet_at_first(format!("building {}", wanted.join(" and ")));
     run_logged_to(&mut command, Stdio::from(output), &log, &mut meter, |log| {
         format!("{} crates", count_lines(log, &["   Compiling "]))

@@ -54,6 +54,7 @@ pub mod cache;
 mod command;
 pub mod demo;
 pub mod digest;
+pub mod guest;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;

@@ -2,12 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use devices::pci::{
-    BarIndex, FunctionHandle, HostBridge, Link, PciAddress, RootComplex, RootPort, capabilities,
-};
+use devices::pci::{BarIndex, FunctionHandle, HostBridge, Link, PciAddress, RootComplex, RootPort};
 use passthrough::iommu::AddressSpace;
 use passthrough::ports::{InterruptRouter, MemoryMapper};
-use passthrough::vfio::DeviceBackend;
+use passthrough::vfio::{DeviceBackend, DeviceError};
 use passthrough::{AssignError, AssignOptions, AssignedDevice, Opened, Placement, RomSource};
 use thiserror::Error;
 
@@ -72,7 +70,7 @@ impl Topology {
     /// the same order, with `roms` in their option ROMs.
     ///
     /// # Errors
-    /// [`TopologyError::TooManyDevices`].
+    /// [`TopologyError`], when there are too many or one does not answer.
     pub fn new(
         hosts: Vec<PciAddress>,
         roms: Vec<RomSource>,
@@ -85,7 +83,7 @@ impl Topology {
             if slot > LAST_SLOT {
                 return Err(TopologyError::TooManyDevices);
             }
-            let placement = placement(host, &*backend);
+            let placement = placement(host, &*backend)?;
             let bus = (placement == Placement::BehindPort).then(|| {
                 last_bus += 1;
                 last_bus
@@ -164,60 +162,44 @@ fn address(bus: u8, device: u8) -> PciAddress {
 
 /// VFIO's region of config space.
 const CONFIG_REGION: u32 = 7;
-/// The PCI Express capability and its types (PCIe 6.0 §7.5.3.2).
-const PCI_EXPRESS: u8 = 0x10;
-const TYPE_ENDPOINT: u8 = 0x0;
-const TYPE_LEGACY_ENDPOINT: u8 = 0x1;
 /// From this size on a BAR that must be below 4 GiB when it is behind a port
 /// leaves no room there for those of other devices.
 const LARGE: u64 = 256 << 20;
 
-/// Where a device belongs: behind a port of its own if it has a link.
+/// Where a device belongs, by its nature and by its BARs.
 ///
 /// A large 64-bit BAR that is not prefetchable can only be above 4 GiB on the
 /// root bus: see [`devices::pci::placement::place`].
-fn placement(host: PciAddress, backend: &dyn DeviceBackend) -> Placement {
-    if !has_link(backend) {
-        return Placement::RootBus;
+fn placement(host: PciAddress, backend: &dyn DeviceBackend) -> Result<Placement, AssignError> {
+    let device_error = |source| AssignError::Device {
+        device: host,
+        source,
+    };
+    if Placement::natural(backend).map_err(device_error)? == Placement::RootBus {
+        return Ok(Placement::RootBus);
     }
-    match BarIndex::all().find(|index| is_large_and_low(backend, *index)) {
-        Some(index) => {
+    for index in BarIndex::all() {
+        if is_large_and_low(backend, index).map_err(device_error)? {
             log::info!(
                 "host device {host} stands on the guest's root bus: its {index} is large and not \
                  prefetchable, and a port would have it below 4 GiB"
             );
-            Placement::RootBus
+            return Ok(Placement::RootBus);
         }
-        None => Placement::BehindPort,
     }
-}
-
-fn has_link(backend: &dyn DeviceBackend) -> bool {
-    let read = |offset, data: &mut [u8]| read(backend, offset, data);
-    let Some(express) = capabilities(read).find(|found| found.id == PCI_EXPRESS) else {
-        return false;
-    };
-    let mut flags = [0];
-    read(express.offset.saturating_add(2), &mut flags);
-    [TYPE_ENDPOINT, TYPE_LEGACY_ENDPOINT].contains(&(flags[0] >> 4))
+    Ok(Placement::BehindPort)
 }
 
 /// Memory, 64 bits, not prefetchable: the low bits of a BAR (PCIe 6.0
 /// §7.5.1.2.1).
-fn is_large_and_low(backend: &dyn DeviceBackend, index: BarIndex) -> bool {
+fn is_large_and_low(backend: &dyn DeviceBackend, index: BarIndex) -> Result<bool, DeviceError> {
     let region = backend.region(index.get().into());
-    let mut low = [0];
-    read(backend, index.register(), &mut low);
-    low[0] & 0xf == 4 && region.is_some_and(|region| region.size >= LARGE)
-}
-
-/// Reads config space; a device that does not answer is said to when it is
-/// assigned.
-fn read(backend: &dyn DeviceBackend, offset: u16, data: &mut [u8]) {
-    if let Err(error) = backend.region_read(CONFIG_REGION, offset.into(), data) {
-        log::debug!("{error}");
-        data.fill(0);
+    if region.is_none_or(|region| region.size < LARGE) {
+        return Ok(false);
     }
+    let mut low = [0];
+    backend.region_read(CONFIG_REGION, index.register().into(), &mut low)?;
+    Ok(low[0] & 0xf == 4)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 const COMMAND: u16 = 4;
+const IO: u8 = 1;
 const MEMORY: u8 = 2;
 const MASTER: u8 = 4;
 const PAGE: u64 = 0x1000;
@@ -107,12 +108,11 @@ impl PciFunction for Function {
         self.bars.clone()
     }
     fn decoded(&self) -> Vec<BarDecode> {
-        if self.space.u8(COMMAND) & MEMORY == 0 {
-            return Vec::new();
-        }
+        let command = self.space.u8(COMMAND);
         let decode = |bar: &BarInfo| {
+            let enable = if bar.kind.is_io() { IO } else { MEMORY };
             let address = bar.address(&self.space)?;
-            Some(BarDecode { bar: *bar, address })
+            (command & enable != 0).then_some(BarDecode { bar: *bar, address })
         };
         self.bars.iter().filter_map(decode).collect()
     }
@@ -141,7 +141,7 @@ impl PciFunction for Function {
         self.settled += 1;
         self.release(&reach.answering);
         for new in &reach.answering {
-            if !self.mapped.contains(new) {
+            if !new.bar.kind.is_io() && !self.mapped.contains(new) {
                 self.world.map(self.tag, *new);
                 self.mapped.push(*new);
             }
@@ -153,6 +153,7 @@ impl PciFunction for Function {
 /// Functions 1 and 2 on the root bus, and 3 below a port.
 struct Rig {
     mmio: Arc<Bus>,
+    pio: Arc<Bus>,
     root: RootComplex,
     functions: Vec<Arc<Mutex<Function>>>,
     world: Arc<World>,
@@ -185,6 +186,7 @@ impl Rig {
             .collect();
         let rig = Self {
             mmio,
+            pio,
             root,
             functions,
             report,
@@ -302,6 +304,38 @@ fn what_is_no_bar_is_not_hidden() {
     assert_eq!([rig.read(0x2000), rig.read(0x3000)], [0xff, 0xee]);
     rig.place(0, 0, 0x2000);
     assert_eq!([rig.read(0x2000), rig.read(0x3000)], [0x10, 0xee]);
+}
+
+#[test]
+fn ports_are_another_address_space() {
+    let rig = Rig::new(None);
+    let mut function = lock(&rig.functions[1]);
+    let ports = BarInfo {
+        index: BarIndex::new(1).unwrap(),
+        kind: BarKind::Io,
+        size: 0x20,
+    };
+    ports.define(&mut function.space);
+    function.bars.push(ports);
+    drop(function);
+    rig.place(0, 0, 0x1000);
+    rig.write(ADDRESSES[1], 0x14, &0x1000_u32.to_le_bytes());
+    rig.write(ADDRESSES[1], COMMAND, &[IO]);
+    let read = |port| {
+        let mut data = [0];
+        rig.pio.read(port, &mut data);
+        data[0]
+    };
+    assert_eq!(
+        [read(0x1000), read(0x101f), read(0x1020)],
+        [0x21, 0x21, 0xff]
+    );
+    assert_eq!(rig.read(0x1000), 0x10);
+    rig.write(ADDRESSES[1], 0x14, &0x1020_u32.to_le_bytes());
+    assert_eq!([read(0x1000), read(0x1020)], [0xff, 0x21]);
+    rig.write(ADDRESSES[1], COMMAND, &[MEMORY]);
+    assert_eq!(read(0x1020), 0xff);
+    assert!(rig.pio.claims().is_empty());
 }
 
 #[test]

@@ -242,6 +242,89 @@ mod tests {
     }
 
     #[test]
+    fn a_rom_answers_when_its_own_bit_is_set() {
+        let rom = BarInfo {
+            index: BarIndex::ROM,
+            kind: BarKind::Rom,
+            size: 0x1_0000,
+        };
+        let mut config = ConfigSpace::new();
+        rom.define(&mut config);
+        // As Linux sizes it: everything but the enable bit.
+        config.write(0x30, &0xffff_f800_u32.to_le_bytes());
+        assert_eq!(config.u32(0x30), 0xffff_0000);
+        config.write(0x30, &[0xff; 4]);
+        assert_eq!(config.u32(0x30), 0xffff_0001);
+        assert_eq!(rom.address(&config), None, "being sized");
+        config.write(0x30, &0xc001_0000_u32.to_le_bytes());
+        assert_eq!(rom.address(&config), None, "not enabled");
+        assert_eq!(rom.register_value(&config), 0xc001_0000);
+        config.write(0x30, &[1]);
+        assert_eq!(rom.address(&config), Some(0xc001_0000));
+        for (size, valid) in [
+            (1 << 10, false),
+            (1 << 11, true),
+            (1 << 24, true),
+            (1 << 25, false),
+        ] {
+            assert_eq!(BarInfo { size, ..rom }.is_valid(), valid, "{size:#x}");
+        }
+        assert!(!bar(0, BarKind::Rom, 1 << 16).is_valid(), "another's place");
+        assert!(!BarInfo { kind: PLAIN, ..rom }.is_valid(), "no ROM");
+    }
+
+    /// As guests do it: all ones, read back, the lowest address bit that is set
+    /// is the size.
+    #[test]
+    fn every_legal_size_can_be_found_out() {
+        let kinds = [
+            PLAIN,
+            BarKind::Memory32 { prefetchable: true },
+            BarKind::Memory64 {
+                prefetchable: false,
+            },
+            PREFETCHABLE,
+            BarKind::Io,
+            BarKind::Rom,
+        ];
+        let mut legal = 0;
+        for (kind, bits) in kinds
+            .iter()
+            .flat_map(|kind| (0..64).map(move |bits| (*kind, bits)))
+        {
+            let index = match kind {
+                BarKind::Rom => BarIndex::ROM,
+                _ => BarIndex(2),
+            };
+            let size = 1 << bits;
+            let info = BarInfo { index, kind, size };
+            if !info.is_valid() {
+                continue;
+            }
+            legal += 1;
+            let mut config = ConfigSpace::new();
+            info.define(&mut config);
+            let register = index.register();
+            let flags = config.u32(register);
+            config.write(register, &[0xff; 4]);
+            let mut mask = u64::from(config.u32(register) & !info.low_bits());
+            if kind.is_64_bit() {
+                config.write(register + 4, &[0xff; 4]);
+                mask |= u64::from(config.u32(register + 4)) << 32;
+            } else {
+                mask |= 0xffff_ffff << 32;
+            }
+            assert_eq!(mask & mask.wrapping_neg(), size, "{info:?}");
+            assert_eq!(mask, !(size - 1), "{info:?}");
+            // The type stays; a ROM's enable bit is the guest's.
+            let kept = info.low_bits() & !BarInfo::ROM_ENABLE;
+            assert_eq!(config.u32(register) & kept, flags & kept);
+        }
+        // 28 of 16 bytes to 2 GiB each, 60 to 2^63 each, 30 of ports, 14 ROMs.
+        assert_eq!(legal, 2 * 28 + 2 * 60 + 30 + 14);
+    }
+
+    #[test]
     fn impossible_bars() {
         assert!(bar(0, PLAIN, 16).is_valid());
         assert!(!bar(0, PLAIN, 8).is_valid());

@@ -34,11 +34,11 @@ impl Bar {
 
 /// The BARs of a device, each with what it has in the guest's address space.
 ///
-/// What is mapped follows from where the BARs are decoded, and from nothing
-/// before: [`Self::unmap_stale`] takes away whatever is not where it should
+/// What is mapped follows from where the BARs are decoded:
+/// [`Self::unmap_stale`] takes away whatever is not where it should
 /// be, [`Self::map_decoded`] adds what is missing. A BAR is mapped with all of
-/// its pieces or with none. One that can't be mapped is trapped, which is
-/// slow and right.
+/// its pieces or with none. One that the mapper refuses is trapped, which is
+/// slow and right, and is asked for again once it has moved or was off.
 #[derive(Debug)]
 pub(crate) struct Bars {
     host: PciAddress,

@@ -14,7 +14,9 @@ const GUEST_INIT: &str = include_str!("../../../resources/guest-init.sh");
 
 /// Why an archive could not be made.
 #[derive(Debug, Error)]
-#[error("cannot read {path}, the shell of the lab's initramfs (package busybox-static): {source}")]
+#[error(
+    "cannot read {path} for the lab's initramfs (its shell is of package busybox-static): {source}"
+)]
 pub struct InitramfsError {
     path: PathBuf,
     source: io::Error,
@@ -34,6 +36,25 @@ pub fn host(busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
 /// [`InitramfsError`] when busybox cannot be read.
 pub fn guest(busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
     archive(busybox, GUEST_INIT)
+}
+
+/// What a scenario adds to the guest's archive (the kernel unpacks one after
+/// the other): programs in `/bin`, and tasks of its own, see
+/// `resources/guest-init.sh`.
+///
+/// # Errors
+/// [`InitramfsError`] when a program cannot be read.
+pub fn addition(programs: &[(&str, &Path)], tasks: &str) -> Result<Vec<u8>, InitramfsError> {
+    let mut archive = cpio::Archive::new();
+    for (name, path) in programs {
+        let content = fs::read(path).map_err(|source| InitramfsError {
+            path: (*path).to_owned(),
+            source,
+        })?;
+        archive.program(&format!("bin/{name}"), &content);
+    }
+    archive.program("tasks", tasks.as_bytes());
+    Ok(archive.finish())
 }
 
 fn archive(busybox: &Path, init: &str) -> Result<Vec<u8>, InitramfsError> {

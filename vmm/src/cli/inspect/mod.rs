@@ -19,7 +19,8 @@ use super::style::{Style, Tone};
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 The device may be in use, by a driver of the host or by a guest: only sysfs is
-asked. Without root it gives the first 64 bytes of config space and no more.
+asked. Without root it gives the first 64 bytes of config space and no more. A
+device that sleeps is woken to be read.
 
 The guest's view is what a guest finds before its first write. Where the device
 will stand in the guest's topology is taken from the device, as `run` does it.

@@ -1,0 +1,54 @@
+//! Runs in guests; see `lab::guest`. A FUNCTION is an address or ids such as
+//! `1b36:0010`.
+
+use std::env;
+use std::process::ExitCode;
+
+use lab::guest::{self, Function, GuestError};
+
+const USAGE: &str = "one of
+  guest-pci doors FUNCTION
+  guest-pci ends FUNCTION BAR
+  guest-pci ports FUNCTION MEMORY-BAR PORT-BAR REGISTER
+  guest-pci sleep FUNCTION REGISTER
+  guest-pci swap FUNCTION FUNCTION BAR
+  guest-pci wander FUNCTION REGISTER";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let reason = error.to_string().replace([' ', '\n'], "_");
+            guest::marker("failed", &format!("reason={reason}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<(), GuestError> {
+    let find = Function::find;
+    match words {
+        ["doors", function] => guest::doors(&find(function)?),
+        ["ends", function, bar] => guest::ends(&find(function)?, number(bar)?),
+        ["ports", function, memory, ports, register] => {
+            let function = find(function)?;
+            guest::ports(
+                &function,
+                number(memory)?,
+                number(ports)?,
+                number(register)?,
+            )
+        }
+        ["sleep", function, register] => guest::sleep(&find(function)?, number(register)?),
+        ["swap", one, other, bar] => guest::swap(find(one)?, find(other)?, number(bar)?),
+        ["wander", function, register] => guest::wander(find(function)?, number(register)?),
+        _ => Err(GuestError::Unexpected(USAGE.to_owned())),
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, GuestError> {
+    let wrong = |_| GuestError::Unexpected(format!("'{text}' is no number here"));
+    text.parse().map_err(wrong)
+}
