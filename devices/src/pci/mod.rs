@@ -11,7 +11,9 @@ mod fake;
 mod forwarding;
 mod function;
 mod host_bridge;
+mod msi;
 mod msix;
+mod pin;
 mod root_complex;
 pub mod window;
 
@@ -24,5 +26,7 @@ pub use config::{CONFIG_SPACE_SIZE, ConfigSpace, Register};
 pub use forwarding::Forwarding;
 pub use function::{Effects, FunctionHandle, PciFunction, Reach, SettleError};
 pub use host_bridge::{HOST_BRIDGE_ID, HostBridge};
+pub use msi::{MsiCapability, MsiState};
 pub use msix::{MsiMessage, Msix};
+pub use pin::{InterruptPin, PinWiring};
 pub use root_complex::{Change, EffectSink, RootComplex, TopologyError};
