@@ -8,7 +8,7 @@ use devices::acpi;
 use devices::bus::{BusDevice, BusError};
 use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
 use devices::pci::window::{self, Window, WindowError, Windows};
-use devices::pci::{ConfigPorts, Ecam, RootComplex};
+use devices::pci::{ConfigPorts, Ecam, PinWiring, RootComplex};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -45,6 +45,11 @@ const LAST_BUS: u8 = 0;
 const POWER_BLOCK: u64 = 0x600;
 /// Where QEMU has it too.
 const PVPANIC: u64 = 0x505;
+/// PCI interrupt pins drive the inputs of KVM's I/O APIC that no ISA interrupt has.
+pub const PINS: PinWiring = PinWiring {
+    first: 16,
+    count: 8,
+};
 /// Ports for I/O BARs.
 pub const IO_WINDOW: GuestRange = GuestRange {
     start: 0x1000,
@@ -137,6 +142,7 @@ pub fn describe(cpus: u8, layout: &GuestLayout) -> acpi::Platform {
         ecam: layout.ecam.start,
         last_bus: LAST_BUS,
         windows: windows(layout),
+        pins: Some(PINS),
         power: POWER_BLOCK as u16,
         serial: Some(acpi::SerialPort {
             port: Serial::COM1 as u16,
