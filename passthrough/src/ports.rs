@@ -6,6 +6,7 @@
 //! | [`MemoryMapper`] | host memory put straight into the guest's address space |
 //! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -58,35 +59,60 @@ pub trait MemoryMapping: Send + Debug {}
 
 /// Gives routes from MSI messages to the guest's interrupt controllers.
 pub trait InterruptRouter: Send + Sync + Debug {
-    /// A new route with its event, not connected yet.
+    /// A new route with its event, not connected yet. It need not cost more
+    /// than the event until it is connected, or even until it first delivers.
     ///
     /// # Errors
     /// When routes or file descriptors have run out.
     fn new_route(&self) -> Result<Box<dyn InterruptRoute>, PortError>;
+
+    /// Connects routes of this router together, each with its message: what a
+    /// guest unmasks at once. The answers are in the order of `routes`; one
+    /// that fails stays as it was, and the others are connected all the same.
+    ///
+    /// Connects them one by one unless it is implemented. Where each of these
+    /// rewrites a routing table, one rewrite for all should take their place:
+    /// its cost must not grow with the square of their number.
+    fn connect_all(
+        &self,
+        routes: &mut [(&mut dyn InterruptRoute, MsiMessage)],
+    ) -> Vec<Result<(), PortError>> {
+        routes
+            .iter_mut()
+            .map(|(route, message)| route.connect(*message))
+            .collect()
+    }
 }
 
 /// One interrupt's way into the guest. Dropping it disconnects and frees it.
 ///
 /// The event is an eventfd, non-blocking and close-on-exec. While the route is
 /// disconnected, signals stay in its counter; `connect` delivers them.
-pub trait InterruptRoute: Send + Debug {
+///
+/// It is [`Any`] so that [`InterruptRouter::connect_all`] finds its own type.
+pub trait InterruptRoute: Any + Send + Debug {
     /// The eventfd that raises the interrupt. Constant.
     fn event(&self) -> BorrowedFd<'_>;
 
-    /// Delivers `message` to the guest whenever the event is signalled, with
-    /// no user-space code in between. Changes the message when connected
-    /// already. An event signalled before is delivered now.
+    /// Delivers `message` to the guest whenever the event is signalled, from
+    /// now on, and once for what was signalled before. A connected route
+    /// delivers the new message instead of the old: a signal that arrives
+    /// meanwhile is delivered with one of the two.
+    ///
+    /// Once the route is in use, no user-space code should run for a signal;
+    /// the first ones may be delivered by user space.
     ///
     /// # Errors
     /// When the hypervisor refuses; the route is then as it was.
     fn connect(&mut self, message: MsiMessage) -> Result<(), PortError>;
 
-    /// Holds signals back in the event's counter from now on.
+    /// Holds signals back in the event's counter from now on. What was taken
+    /// from the counter before has been delivered when this returns.
     ///
     /// # Errors
-    /// When the hypervisor refuses.
+    /// When the hypervisor refuses; the route is then as it was.
     fn disconnect(&mut self) -> Result<(), PortError>;
 
-    /// Whether a signal is being held back in the event's counter.
+    /// Whether a disconnected route holds a signal back in its event's counter.
     fn is_pending(&self) -> bool;
 }

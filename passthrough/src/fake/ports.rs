@@ -1,7 +1,9 @@
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Journal;
@@ -19,12 +21,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 type Connected = Arc<Mutex<BTreeMap<u32, (File, MsiMessage)>>>;
 
 /// Routes with real events and a guest that takes notes.
+///
+/// As a plain embedder has it: there is one table of routes, which is written
+/// as a whole for each [`InterruptRoute::connect`], but once for each
+/// [`InterruptRouter::connect_all`].
 #[derive(Debug, Default)]
 pub struct FakeRouter {
     journal: Journal,
     connected: Connected,
     made: Mutex<u32>,
     routes_left: Mutex<Option<u32>>,
+    tables: Arc<AtomicU64>,
+    refuse_connects: Arc<AtomicU64>,
 }
 
 impl FakeRouter {
@@ -52,6 +60,16 @@ impl FakeRouter {
         }
         messages
     }
+
+    /// How often the table of routes has been written.
+    pub fn tables(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Refuses the next so many connections.
+    pub fn refuse_connects(&self, connections: u64) {
+        self.refuse_connects.store(connections, Ordering::Relaxed);
+    }
 }
 
 /// Takes an event's count.
@@ -76,7 +94,24 @@ impl InterruptRouter for FakeRouter {
             event: File::from(sys::event()?),
             journal: self.journal.clone(),
             connected: Arc::clone(&self.connected),
+            tables: Arc::clone(&self.tables),
+            refuse_connects: Arc::clone(&self.refuse_connects),
         }))
+    }
+
+    fn connect_all(
+        &self,
+        routes: &mut [(&mut dyn InterruptRoute, MsiMessage)],
+    ) -> Vec<Result<(), PortError>> {
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        let set = |(route, message): &mut (&mut dyn InterruptRoute, MsiMessage)| {
+            let route: &mut dyn Any = *route;
+            match route.downcast_mut::<FakeRoute>() {
+                Some(route) => route.set(*message),
+                None => Err("a route of another router".into()),
+            }
+        };
+        routes.iter_mut().map(set).collect()
     }
 }
 
@@ -86,6 +121,27 @@ struct FakeRoute {
     event: File,
     journal: Journal,
     connected: Connected,
+    tables: Arc<AtomicU64>,
+    refuse_connects: Arc<AtomicU64>,
+}
+
+impl FakeRoute {
+    fn set(&self, message: MsiMessage) -> Result<(), PortError> {
+        let (number, data) = (self.number, message.data);
+        self.journal
+            .note(format!("route {number} connect {data:#x}"));
+        let left = |left: u64| left.checked_sub(1);
+        let refuse = &self.refuse_connects;
+        if refuse
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+            .is_ok()
+        {
+            return Err("told to refuse".into());
+        }
+        let event = self.event.try_clone()?;
+        lock(&self.connected).insert(number, (event, message));
+        Ok(())
+    }
 }
 
 impl InterruptRoute for FakeRoute {
@@ -94,12 +150,8 @@ impl InterruptRoute for FakeRoute {
     }
 
     fn connect(&mut self, message: MsiMessage) -> Result<(), PortError> {
-        let (number, data) = (self.number, message.data);
-        self.journal
-            .note(format!("route {number} connect {data:#x}"));
-        let event = self.event.try_clone()?;
-        lock(&self.connected).insert(number, (event, message));
-        Ok(())
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.set(message)
     }
 
     fn disconnect(&mut self) -> Result<(), PortError> {
