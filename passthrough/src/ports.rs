@@ -2,7 +2,7 @@
 //!
 //! | port | the monitor supplies |
 //! |---|---|
-//! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each |
+//! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each; a function's interrupt line |
 //! | [`MemoryMapper`] | host memory put straight into the guest's address space |
 //! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
 
@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-pub use devices::pci::MsiMessage;
+pub use devices::pci::{InterruptPin, MsiMessage};
 
 /// What a port's implementation answers when the host refuses.
 pub type PortError = Box<dyn Error + Send + Sync>;
@@ -57,7 +57,8 @@ pub trait MemoryMapper: Send + Sync + Debug {
 /// A mapping in the guest's address space; dropping it takes it away.
 pub trait MemoryMapping: Send + Debug {}
 
-/// Gives routes from MSI messages to the guest's interrupt controllers.
+/// Gives one function its ways to the guest's interrupt controllers: routes for
+/// its MSI messages, and the line that its interrupt pin drives.
 pub trait InterruptRouter: Send + Sync + Debug {
     /// A new route with its event, not connected yet. It need not cost more
     /// than the event until it is connected, or even until it first delivers.
@@ -81,6 +82,19 @@ pub trait InterruptRouter: Send + Sync + Debug {
             .iter_mut()
             .map(|(route, message)| route.connect(*message))
             .collect()
+    }
+
+    /// The line that `pin` of the function drives, not connected yet. Where
+    /// the function stands in the guest's topology decides which line that is,
+    /// so a router with lines serves one function. Several functions may share
+    /// a line. Nothing, unless it is implemented: the guest sees no interrupt
+    /// pin then.
+    ///
+    /// # Errors
+    /// When file descriptors have run out.
+    fn new_line(&self, pin: InterruptPin) -> Result<Option<Box<dyn InterruptLine>>, PortError> {
+        let _ = pin;
+        Ok(None)
     }
 }
 
@@ -115,4 +129,49 @@ pub trait InterruptRoute: Any + Send + Debug {
 
     /// Whether a disconnected route holds a signal back in its event's counter.
     fn is_pending(&self) -> bool;
+}
+
+/// A function's end of a level-triggered interrupt line. Dropping it lets go of
+/// the line and frees it.
+///
+/// ```text
+///  device asserts -> event() -> the line is asserted -> guest -> EOI
+///        ^                                                        |
+///        +-- unmasked, asserts again or not <-- resample_event() -+
+/// ```
+///
+/// The events are eventfds, non-blocking and close-on-exec.
+pub trait InterruptLine: Send + Debug {
+    /// The eventfd that asserts the line. Constant. A signal while the line is
+    /// not connected counts when it is.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// The eventfd that the monitor signals when the guest has acknowledged
+    /// the interrupt (EOI) and the line was let go; constant. With it no
+    /// user-space code should run for an interrupt.
+    ///
+    /// Nothing when the monitor does not learn of it. The function then takes
+    /// each access of the guest to its BARs for the acknowledgement, and
+    /// [`Self::release`]s the line; so that it sees them, its BARs are not
+    /// mapped into the guest while the line is connected.
+    fn resample_event(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asserts the line whenever the event is signalled, from now on, until
+    /// the guest acknowledges. Does nothing when it is connected.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; the line is then as it was.
+    fn connect(&mut self) -> Result<(), PortError>;
+
+    /// Lets go of the line, and no longer looks at the event. Signals that were
+    /// not seen yet are forgotten: of a level only the present state counts.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn disconnect(&mut self) -> Result<(), PortError>;
+
+    /// Lets go of the line if this function asserts it, and says whether it
+    /// did. For lines without a resample event; called often, so it should be
+    /// cheap when there is nothing to do.
+    fn release(&mut self) -> bool;
 }

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Journal;
+use super::line::FakeLines;
 use crate::iommu::{AddressSpace, IovaRange, MapError, Peers, SpaceLimits};
 use crate::ports::{
-    HostMemory, InterruptRoute, InterruptRouter, MemoryMapper, MemoryMapping, MsiMessage, PortError,
+    HostMemory, InterruptLine, InterruptPin, InterruptRoute, InterruptRouter, MemoryMapper,
+    MemoryMapping, MsiMessage, PortError,
 };
 use crate::sys;
 
@@ -33,6 +35,7 @@ pub struct FakeRouter {
     routes_left: Mutex<Option<u32>>,
     tables: Arc<AtomicU64>,
     refuse_connects: Arc<AtomicU64>,
+    lines: FakeLines,
 }
 
 impl FakeRouter {
@@ -64,6 +67,32 @@ impl FakeRouter {
     /// How often the table of routes has been written.
     pub fn tables(&self) -> u64 {
         self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Has no interrupt lines.
+    pub fn without_lines(&self) {
+        self.lines.none();
+    }
+
+    /// Has lines that don't learn when the guest acknowledges.
+    pub fn without_resampling(&self) {
+        self.lines.deaf();
+    }
+
+    /// Refuses the next so many connections of the line.
+    pub fn refuse_lines(&self, connections: u64) {
+        self.lines.refuse_connects(connections);
+    }
+
+    /// Whether the function's line is asserted now.
+    pub fn line_is_asserted(&self) -> bool {
+        self.lines.is_asserted()
+    }
+
+    /// The guest acknowledges the interrupt of the function's line, which is
+    /// let go. To be followed by [`super::FakeDevice::see_unmask`].
+    pub fn acknowledge_line(&self) {
+        self.lines.acknowledge();
     }
 
     /// Refuses the next so many connections.
@@ -112,6 +141,10 @@ impl InterruptRouter for FakeRouter {
             }
         };
         routes.iter_mut().map(set).collect()
+    }
+
+    fn new_line(&self, pin: InterruptPin) -> Result<Option<Box<dyn InterruptLine>>, PortError> {
+        self.lines.new_line(pin, &self.journal)
     }
 }
 
