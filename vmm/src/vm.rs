@@ -20,7 +20,7 @@ use crate::boot::{BootError, BootSource};
 use crate::config::{ConfigError, MemorySize, VmConfig};
 use crate::dma::DmaMap;
 use crate::event_loop::{self, Console, LoopError, RawTerminal, Subscriber};
-use crate::interrupts::Router;
+use crate::interrupts::{RouteError, Router};
 use crate::kvm::{Hypervisor, KvmError};
 use crate::memory::{
     GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, RamError, Slot, SlotError,
@@ -81,6 +81,9 @@ pub enum VmError {
     /// Guest RAM in KVM.
     #[error("cannot give the guest its RAM")]
     Slot(#[from] SlotError),
+    /// Interrupt routing.
+    #[error(transparent)]
+    Interrupts(#[from] RouteError),
     /// The guest's devices.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -188,7 +191,7 @@ impl Vm {
             .iter()
             .map(|block| slots.map(block.start(), Arc::clone(block) as Arc<dyn HostMemory>))
             .collect::<Result<Vec<_>, _>>()?;
-        let router = Router::new(Arc::clone(hypervisor.vm()));
+        let router = Router::new(Arc::clone(hypervisor.vm()))?;
         let buses = Buses {
             mmio: Arc::new(Bus::new()),
             pio: Arc::new(Bus::new()),
