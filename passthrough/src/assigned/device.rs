@@ -7,11 +7,11 @@ use thiserror::Error;
 
 use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState};
-use crate::interrupt::MsixInterrupts;
+use crate::interrupt::{Interrupts, MsixInterrupts};
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
+use crate::vfio::{DeviceBackend, DeviceError};
 
 /// VFIO's region of config space.
 const CONFIG_REGION: u32 = 7;
@@ -64,13 +64,13 @@ pub enum AssignError {
 pub struct AssignedDevice {
     host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
-    interrupts: Option<MsixInterrupts>,
+    interrupts: Interrupts,
     bars: Bars,
     view: ConfigView,
     /// The device's command register and power state, as last written.
     command: u16,
     power: PowerState,
-    /// Bits of the command register that are the host's, and always the same.
+    /// Bits of the command register that are the host's, with the pin off.
     command_of_host: u16,
     reset_pending: bool,
     log: LogLimit,
@@ -101,19 +101,15 @@ impl AssignedDevice {
         };
         let snapshot = config::snapshot(&*backend).map_err(device_error)?;
         let infos = config::discover_bars(&*backend, &snapshot).map_err(config_error)?;
-        let has_msix = backend.irq(IrqIndex::Msix).is_some();
-        let view = ConfigView::new(&snapshot, &infos, backend.can_reset(), has_msix)
+        let mut interrupts = Interrupts::new(host, &backend, &*router, &snapshot);
+        let deliverable = interrupts.deliverable(&*backend);
+        let view = ConfigView::new(&snapshot, &infos, backend.can_reset(), deliverable)
             .map_err(config_error)?;
-        let interrupts = view.msix.and_then(|capability| {
-            MsixInterrupts::new(host, Arc::clone(&backend), router, capability)
-        });
+        interrupts.add_messages(host, &backend, &router, &view);
         let mut bars = Bars::new(host, mapper, space);
         for info in infos {
-            bars.add(
-                info,
-                &*backend,
-                interrupts.as_ref().map(MsixInterrupts::capability),
-            );
+            let msix = interrupts.msix().map(MsixInterrupts::capability);
+            bars.add(info, &*backend, msix);
         }
         let mut device = Self {
             host,
@@ -122,8 +118,8 @@ impl AssignedDevice {
             view,
             command: snapshot.u16(config::COMMAND),
             power: PowerState::D0,
-            // No interrupt pin is delivered, so that the device may not raise
-            // it; on a shared line it would disturb the host.
+            // While its pin is not delivered, the device may not raise it: on
+            // a shared line it would disturb the host.
             command_of_host: snapshot.u16(config::COMMAND) & !HANDED_ON
                 | config::COMMAND_INTX_DISABLE,
             reset_pending: false,
@@ -201,11 +197,98 @@ impl AssignedDevice {
 
     /// The guest asked for a function level reset (PCIe 6.0 §6.6.2).
     fn begin_reset(&mut self) {
-        if let Some(interrupts) = &mut self.interrupts {
-            interrupts.reset();
+        self.set_command(self.command | config::COMMAND_INTX_DISABLE);
+        let sent_messages = self.interrupts.sends_messages();
+        self.interrupts.reset();
+        if sent_messages {
+            self.close_pin();
         }
         self.view.reset();
         self.reset_pending = true;
+    }
+
+    /// Brings the host's interrupts in line with the guest's registers. The pin
+    /// is closed in the device before it is turned off, and opened after it is
+    /// turned on. Says whether BARs must be mapped now that could not be, or
+    /// no longer.
+    fn follow_interrupts(&mut self) -> bool {
+        let asleep = self.guest_power() != PowerState::D0 || self.power != PowerState::D0;
+        let wanted = self.interrupts.wanted(self.view.space(), asleep);
+        if !self.interrupts.pin_is_open(&wanted) {
+            self.set_command(self.command | config::COMMAND_INTX_DISABLE);
+        }
+        let (trapped, sent_messages) = (
+            self.interrupts.needs_accesses(),
+            self.interrupts.sends_messages(),
+        );
+        self.interrupts.follow(&wanted);
+        let needs_accesses = self.interrupts.needs_accesses();
+        if needs_accesses && !trapped {
+            self.bars.unmap_stale(&[]);
+        }
+        if self.interrupts.pin_is_open(&wanted) {
+            self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
+        } else if sent_messages && !self.interrupts.sends_messages() {
+            self.close_pin();
+        }
+        trapped != needs_accesses
+    }
+
+    /// Turns the pin off in the device itself. The kernel opens it when it
+    /// turns MSI or MSI-X off (`pci_intx_for_msi`, drivers/pci/msi), whatever
+    /// the command register said, and closes it only when the bit changes.
+    fn close_pin(&mut self) {
+        self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
+        self.set_command(self.command | config::COMMAND_INTX_DISABLE);
+    }
+
+    /// What of the command register is not the guest's.
+    fn command_of_host(&self) -> u16 {
+        let pin = self.command & config::COMMAND_INTX_DISABLE;
+        self.command_of_host & !config::COMMAND_INTX_DISABLE | pin
+    }
+
+    /// Puts registers into the view that tell of interrupts and are not the
+    /// guest's own, if a read covers them.
+    fn show_interrupts(&mut self, offset: u16, size: usize) {
+        if let Some((at, pending)) = self.interrupts.msi_pending(offset, size) {
+            let space = self.view.space_mut();
+            space.set(at, &pending.to_le_bytes());
+        }
+        let within = config::STATUS.checked_sub(offset).map(usize::from);
+        if within.is_some_and(|within| within < size) {
+            let pending = if self.interrupts.pin_is_on() {
+                self.pending_pin()
+            } else {
+                0
+            };
+            let space = self.view.space_mut();
+            let status = space.u16(config::STATUS) & !config::STATUS_INTERRUPT | pending;
+            space.set(config::STATUS, &status.to_le_bytes());
+        }
+    }
+
+    /// The status register's bit that says whether the device wants to
+    /// interrupt by its pin. Drivers look at it to tell whose a shared
+    /// interrupt is.
+    fn pending_pin(&self) -> u16 {
+        let mut status = [0; 2];
+        let at = u64::from(config::STATUS);
+        match self.backend.region_read(CONFIG_REGION, at, &mut status) {
+            Ok(()) => u16::from_le_bytes(status) & config::STATUS_INTERRUPT,
+            Err(error) => {
+                log::debug!("{}: {error}", self.host);
+                0
+            }
+        }
+    }
+
+    /// What of the BARs that answer may be mapped into the guest.
+    fn mappable<'a>(&self, reach: &'a Reach) -> &'a [BarDecode] {
+        if self.interrupts.needs_accesses() {
+            return &[];
+        }
+        &reach.answering
     }
 
     /// Whether a config write sets the bit that asks for a reset.
@@ -243,17 +326,13 @@ impl AssignedDevice {
 
 impl PciFunction for AssignedDevice {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        self.show_interrupts(offset, data.len());
         self.view.read(&*self.backend, offset, data);
     }
 
     fn config_write(&mut self, offset: u16, data: &[u8]) -> Effects {
         let before = (self.guest_command(), self.guest_power());
         let decoded = self.decoded();
-        let control = |view: &ConfigView| {
-            let at = view.msix.map(|msix| msix.offset + config::MSIX_CONTROL);
-            at.map(|at| view.space().u16(at))
-        };
-        let msix_before = control(&self.view);
         self.view.write(&*self.backend, offset, data);
         self.check_power(before.1);
 
@@ -264,12 +343,7 @@ impl PciFunction for AssignedDevice {
                 bus_master: false,
             };
         }
-        let msix = control(&self.view);
-        if let (Some(interrupts), Some(value)) = (&mut self.interrupts, msix)
-            && msix != msix_before
-        {
-            interrupts.write_control(value);
-        }
+        let remap = self.follow_interrupts();
         let command = self.guest_command();
         let mastered = |command: u16| command & config::COMMAND_BUS_MASTER != 0;
         if mastered(before.0) && !mastered(command) {
@@ -279,6 +353,7 @@ impl PciFunction for AssignedDevice {
         Effects {
             decoding: (before.0 ^ command) & (config::COMMAND_IO | config::COMMAND_MEMORY) != 0
                 || before.1 != self.guest_power()
+                || remap
                 || decoded != self.decoded(),
             bus_master: !mastered(before.0) && mastered(command),
         }
@@ -315,7 +390,7 @@ impl PciFunction for AssignedDevice {
         for piece in pieces(emulated, offset, rest.len()) {
             let (now, later) = rest.split_at_mut(piece.size);
             rest = later;
-            match (piece.emulated, &self.interrupts) {
+            match (piece.emulated, self.interrupts.msix()) {
                 (None, _) => {
                     let region = bar.get().into();
                     if let Err(error) = self.backend.region_read(region, piece.offset, now) {
@@ -328,6 +403,7 @@ impl PciFunction for AssignedDevice {
                 (Some(_), None) => {}
             }
         }
+        self.interrupts.acknowledge();
     }
 
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
@@ -338,7 +414,7 @@ impl PciFunction for AssignedDevice {
         for piece in pieces(emulated, offset, data.len()) {
             let (now, later) = rest.split_at(piece.size);
             rest = later;
-            match (piece.emulated, &mut self.interrupts) {
+            match (piece.emulated, self.interrupts.msix_mut()) {
                 (None, _) => {
                     let region = bar.get().into();
                     if let Err(error) = self.backend.region_write(region, piece.offset, now) {
@@ -350,6 +426,7 @@ impl PciFunction for AssignedDevice {
                 (Some(_), _) => {}
             }
         }
+        self.interrupts.acknowledge();
     }
 
     fn reset(&mut self) -> Effects {
@@ -365,7 +442,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn settle(&mut self, reach: &Reach) -> Result<(), SettleError> {
-        self.bars.unmap_stale(&reach.answering);
+        self.bars.unmap_stale(self.mappable(reach));
         if std::mem::take(&mut self.reset_pending) {
             self.carry_out_reset();
         }
@@ -377,12 +454,14 @@ impl PciFunction for AssignedDevice {
         if !reach.bus_master {
             handed_on &= !config::COMMAND_BUS_MASTER;
         }
-        let answers = self.set_command(self.command_of_host | handed_on);
+        let answers = self.set_command(self.command_of_host() | handed_on);
         if power > self.power {
             self.set_power(power);
         }
+        // A device that has just woken up can interrupt again.
+        self.follow_interrupts();
         if answers {
-            self.bars.map_decoded(&reach.answering);
+            self.bars.map_decoded(self.mappable(reach));
         }
         Ok(())
     }
@@ -392,7 +471,7 @@ impl Drop for AssignedDevice {
     fn drop(&mut self) {
         // Interrupts off, then DMA off, then the BARs out of the guest: fields
         // that are dropped after this have nothing left to do.
-        self.interrupts = None;
+        self.interrupts.shut_down();
         self.set_command(self.command & !config::COMMAND_BUS_MASTER);
         self.bars.unmap_stale(&[]);
     }

@@ -1,4 +1,4 @@
-use devices::pci::{BarInfo, ConfigSpace};
+use devices::pci::{BarInfo, ConfigSpace, InterruptPin};
 
 use super::ConfigError;
 use super::rule::{CONSTANT, PASSED, Rule, Treatment, rule};
@@ -15,6 +15,13 @@ const COMMAND_PARITY: u16 = 1 << 6;
 const COMMAND_SERR: u16 = 1 << 8;
 /// The interrupt pin is off.
 pub(crate) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+/// The status register (PCIe 6.0 §7.5.1.1.4).
+pub(crate) const STATUS: u16 = 0x06;
+/// The function wants to interrupt by its pin, whether that is off or not.
+/// Answered by the device itself while its pin is on.
+pub(crate) const STATUS_INTERRUPT: u16 = 1 << 3;
+/// The interrupt pin register (PCIe 6.0 §7.5.1.1.13).
+const INTERRUPT_PIN: u16 = 0x3d;
 
 const HEADER_TYPE: u16 = 0x0e;
 const MULTI_FUNCTION: u8 = 0x80;
@@ -25,7 +32,7 @@ const STATUS_CONSTANT: u32 = 0x06a0;
 
 /// What of the header needs no look at the device. BARs and the capability
 /// pointer follow from the device and come from elsewhere.
-const HEADER: [Rule; 12] = [
+const HEADER: [Rule; 11] = [
     rule(0x00, 4, CONSTANT, "vendor and device, PCIe 6.0 §7.5.1.1.1"),
     rule(
         0x06,
@@ -63,8 +70,6 @@ const HEADER: [Rule; 12] = [
         },
         "interrupt line: the guest's notes, §7.5.1.1.12",
     ),
-    // Level-triggered interrupts are not delivered yet: no pin.
-    rule(0x3d, 1, Treatment::Value(0), "interrupt pin, §7.5.1.1.13"),
     rule(0x3e, 2, CONSTANT, "Min_Gnt and Max_Lat, §7.5.1.2.5"),
 ];
 
@@ -72,7 +77,11 @@ const HEADER: [Rule; 12] = [
 ///
 /// # Errors
 /// When the device does not answer or is a bridge.
-pub(super) fn rules(snapshot: &ConfigSpace, bars: &[BarInfo]) -> Result<Vec<Rule>, ConfigError> {
+pub(super) fn rules(
+    snapshot: &ConfigSpace,
+    bars: &[BarInfo],
+    has_pin: bool,
+) -> Result<Vec<Rule>, ConfigError> {
     if snapshot.u32(0) == u32::MAX {
         return Err(ConfigError::NoAnswer);
     }
@@ -90,7 +99,22 @@ pub(super) fn rules(snapshot: &ConfigSpace, bars: &[BarInfo]) -> Result<Vec<Rule
         },
         "command: handed on when its effects are settled, §7.5.1.1.3",
     ));
+    rules.push(rule(
+        INTERRUPT_PIN,
+        1,
+        if has_pin {
+            CONSTANT
+        } else {
+            Treatment::Value(0)
+        },
+        "interrupt pin, where it can be delivered, §7.5.1.1.13",
+    ));
     Ok(rules)
+}
+
+/// The pin that the function interrupts with, if it has one.
+pub(crate) fn pin(snapshot: &ConfigSpace) -> Option<InterruptPin> {
+    InterruptPin::from_register(snapshot.u8(INTERRUPT_PIN))
 }
 
 /// The bits of the command register that the guest can write. A function that

@@ -5,7 +5,7 @@
 //! | `rule.rs` | what a rule is: who answers a register, who may write it |
 //! | `header.rs`, `bar.rs` | the first 64 bytes |
 //! | `standard.rs`, `extended.rs` | which capabilities the guest sees, and their chains |
-//! | `power.rs`, `express.rs`, `msix.rs`, `vendor.rs` | the registers of single capabilities |
+//! | `power.rs`, `express.rs`, `msi.rs`, `msix.rs`, `vendor.rs` | the registers of single capabilities |
 //! | `view.rs` | the rules put to work |
 //!
 //! The host's kernel has rules of its own below these
@@ -16,6 +16,7 @@ mod bar;
 mod express;
 mod extended;
 mod header;
+mod msi;
 mod msix;
 mod power;
 mod rule;
@@ -26,13 +27,15 @@ mod view;
 pub(crate) use bar::discover as discover_bars;
 pub(crate) use express::{DEVICE_CONTROL, FUNCTION_LEVEL_RESET};
 pub(crate) use header::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, STATUS,
+    STATUS_INTERRUPT, pin,
 };
+pub(crate) use msi::MsiPlace;
 #[cfg(test)]
 pub(crate) use msix::BarArea;
 pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
 pub(crate) use power::{CONTROL as POWER_CONTROL, PowerState};
-pub(crate) use view::{ConfigView, snapshot};
+pub(crate) use view::{ConfigView, Deliverable, snapshot};
 
 use devices::pci::{BarIndex, BarKind};
 use thiserror::Error;

@@ -3,8 +3,10 @@ use std::ops::Range;
 use devices::pci::{BarInfo, Capability, ConfigSpace, capabilities};
 
 use super::express::Express;
+use super::msi::MsiPlace;
 use super::msix::MsixCapability;
 use super::rule::{PASSED, Rule, Treatment, rule};
+use super::view::Deliverable;
 use super::{ConfigError, express, msix, power, vendor};
 
 const FIRST: u16 = 0x40;
@@ -25,6 +27,9 @@ const MSI_X: u8 = 0x11;
 const ADVANCED_FEATURES: u8 = 0x13;
 const ENHANCED_ALLOCATION: u8 = 0x14;
 
+/// Why messages that the device can send are hidden.
+const NOT_DELIVERED: &str = "the host can't deliver its interrupts";
+
 /// The first 256 bytes behind the header, as the guest sees them.
 #[derive(Debug, Default)]
 pub(super) struct Standard {
@@ -36,6 +41,8 @@ pub(super) struct Standard {
     pub(super) power: Option<u16>,
     /// The PCI Express capability, and whether it offers a reset.
     pub(super) express: Option<(u16, bool)>,
+    /// The MSI capability.
+    pub(super) msi: Option<MsiPlace>,
     /// The MSI-X capability.
     pub(super) msix: Option<MsixCapability>,
 }
@@ -51,7 +58,7 @@ pub(super) fn build(
     snapshot: &ConfigSpace,
     bars: &[BarInfo],
     can_reset: bool,
-    has_msix: bool,
+    deliverable: Deliverable,
 ) -> Result<Standard, ConfigError> {
     let list: Vec<_> = capabilities(|at, data| snapshot.read(at, data)).collect();
     let mut standard = Standard::default();
@@ -80,7 +87,13 @@ pub(super) fn build(
                 }),
                 Express::Hidden => Err("a legacy endpoint may not stand on a root bus"),
             },
-            MSI_X if !has_msix => Err("the host can't deliver its interrupts"),
+            MSI if !deliverable.msi => Err(NOT_DELIVERED),
+            MSI => once(standard.msi.is_some()).map(|()| {
+                let msi = MsiPlace::read(snapshot, offset);
+                standard.msi = Some(msi);
+                msi.rules()
+            }),
+            MSI_X if !deliverable.msix => Err(NOT_DELIVERED),
             MSI_X => match once(standard.msix.is_some()) {
                 Ok(()) => {
                     let msix = MsixCapability::read(snapshot, offset, bars)?;
@@ -150,13 +163,7 @@ fn size(snapshot: &ConfigSpace, id: u8, at: u16) -> Option<u16> {
     Some(match id {
         POWER_MANAGEMENT => power::SIZE,
         VITAL_PRODUCT_DATA => vendor::VPD_SIZE,
-        // Longer with 64-bit addresses and with masks (PCIe 6.0 §7.7.1).
-        MSI => match snapshot.u8(at + 2) >> 7 | snapshot.u8(at + 3) << 1 & 2 {
-            0 => 0x0c,
-            1 => 0x10,
-            2 => 0x14,
-            _ => 0x18,
-        },
+        MSI => MsiPlace::read(snapshot, at).capability.size(),
         PCI_X => 8,
         VENDOR_SPECIFIC => vendor::size(snapshot, at),
         PCI_EXPRESS => express::size(snapshot, at),
@@ -168,7 +175,6 @@ fn size(snapshot: &ConfigSpace, id: u8, at: u16) -> Option<u16> {
 
 fn why_hidden(id: u8) -> &'static str {
     match id {
-        MSI => "only MSI-X is delivered yet",
         PCI_X => "it tunes a bus that the guest does not see",
         ADVANCED_FEATURES => "its reset is not carried out yet",
         ENHANCED_ALLOCATION => "it would fix BARs at addresses of the host",

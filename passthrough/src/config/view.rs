@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use devices::pci::{BarInfo, CONFIG_SPACE_SIZE, ConfigSpace, Register};
 
+use super::msi::MsiPlace;
 use super::msix::MsixCapability;
 use super::rule::{Rule, Treatment};
 use super::{ConfigError, extended, header, standard};
@@ -32,8 +33,18 @@ pub(crate) struct ConfigView {
     pub(crate) power: Option<u16>,
     /// The PCI Express capability, and whether it offers a reset.
     pub(crate) express: Option<(u16, bool)>,
+    /// The MSI capability.
+    pub(crate) msi: Option<MsiPlace>,
     /// The MSI-X capability.
     pub(crate) msix: Option<MsixCapability>,
+}
+
+/// Which kinds of a device's interrupts can be delivered to the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deliverable {
+    pub(crate) pin: bool,
+    pub(crate) msi: bool,
+    pub(crate) msix: bool,
 }
 
 /// Reads all of a device's config space.
@@ -60,7 +71,7 @@ impl ConfigView {
         snapshot: &ConfigSpace,
         bars: &[BarInfo],
         can_reset: bool,
-        has_msix: bool,
+        deliverable: Deliverable,
     ) -> Result<Self, ConfigError> {
         let mut view = Self {
             space: ConfigSpace::new(),
@@ -69,13 +80,18 @@ impl ConfigView {
             writable: Box::new([0; CONFIG_SPACE_SIZE]),
             power: None,
             express: None,
+            msi: None,
             msix: None,
         };
-        view.apply(snapshot, 0..0x40, &header::rules(snapshot, bars)?);
+        view.apply(
+            snapshot,
+            0..0x40,
+            &header::rules(snapshot, bars, deliverable.pin)?,
+        );
         for bar in bars {
             bar.define(&mut view.space);
         }
-        let standard = standard::build(snapshot, bars, can_reset, has_msix)?;
+        let standard = standard::build(snapshot, bars, can_reset, deliverable)?;
         for (place, rules) in &standard.rules {
             view.apply(snapshot, place.clone(), rules);
         }
@@ -94,6 +110,7 @@ impl ConfigView {
         }
         view.power = standard.power;
         view.express = standard.express;
+        view.msi = standard.msi;
         view.msix = standard.msix;
         view.initial = view.space.clone();
         Ok(view)

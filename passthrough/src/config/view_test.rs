@@ -14,7 +14,12 @@ fn show(device: FakeDevice, journal: &Journal) -> Result<Setup, ConfigError> {
     let taken = snapshot(&device).unwrap();
     let bars = discover_bars(&device, &taken)?;
     let can_reset = device.can_reset();
-    let view = ConfigView::new(&taken, &bars, can_reset, true)?;
+    let deliverable = Deliverable {
+        pin: true,
+        msi: true,
+        msix: true,
+    };
+    let view = ConfigView::new(&taken, &bars, can_reset, deliverable)?;
     journal.take();
     let journal = journal.clone();
     Ok(Setup {
@@ -95,7 +100,7 @@ fn the_header_of_an_nvme() {
     assert_eq!(setup.u32(0x10), 4, "64 bits, no address");
     assert_eq!(setup.u32(0x2c), 0x1100_1af4);
     assert_eq!(setup.u32(0x30), 0, "no ROM");
-    assert_eq!(setup.u16(0x3c), 0, "no pin");
+    assert_eq!(setup.u16(0x3c), 0x100, "INTA#, and no notes yet");
     assert_eq!(
         setup.journal.take(),
         ["read 7 0xc 2"],
@@ -115,10 +120,8 @@ fn the_capabilities_of_an_nvme() {
     let setup = nvme();
     assert_eq!(
         setup.list(),
-        [(0x11, 0x40), (0x01, 0x60), (0x10, 0x80)],
-        "no MSI"
+        [(0x11, 0x40), (0x05, 0x50), (0x01, 0x60), (0x10, 0x80)]
     );
-    assert_eq!(setup.u32(0x50), 0, "nothing is left of it");
     let extended = [(0, 0x100), (1, 0x140), (3, 0x180)];
     assert_eq!(
         setup.extended_list(),
@@ -128,6 +131,43 @@ fn the_capabilities_of_an_nvme() {
     assert_eq!(setup.u32(0x104), 0);
     assert_eq!(setup.u32(0x184), 0x5566_7788);
     assert_eq!(setup.view.msix.unwrap().vectors, 65);
+}
+
+#[test]
+fn what_is_not_delivered_is_not_offered() {
+    let journal = Journal::default();
+    let device = FakeDevice::nvme(&journal).unwrap();
+    let taken = snapshot(&device).unwrap();
+    let bars = discover_bars(&device, &taken).unwrap();
+    let view = ConfigView::new(&taken, &bars, true, Deliverable::default()).unwrap();
+    assert_eq!((view.msi, view.msix.is_none()), (None, true));
+    assert_eq!(view.space().u8(0x3d), 0, "no pin");
+    let list = capabilities(|at, data: &mut [u8]| view.read(&device, at, data));
+    let ids: Vec<_> = list.map(|capability| capability.id).collect();
+    assert_eq!(ids, [0x01, 0x10]);
+    assert_eq!(view.space().u32(0x50), 0, "nothing is left of MSI");
+}
+
+#[test]
+fn what_the_guest_writes_about_msi_stays_here() {
+    let mut setup = nvme();
+    setup.write(0x52, &[0xff; 2]);
+    setup.write(0x54, &[0xff; 8]);
+    setup.write(0x5c, &[0xff; 4]);
+    assert_eq!(setup.u32(0x50), 0x00f1_6005, "64 bits, one vector");
+    assert_eq!(setup.u32(0x54), 0xffff_fffc);
+    assert_eq!((setup.u32(0x58), setup.u32(0x5c)), (u32::MAX, 0xffff));
+    assert!(
+        setup
+            .view
+            .msi
+            .unwrap()
+            .state(setup.view.space())
+            .is_enabled()
+    );
+    assert!(setup.journal.take().is_empty(), "the device knows nothing");
+    setup.view.reset();
+    assert_eq!((setup.u32(0x50), setup.u32(0x54)), (0x0080_6005, 0));
 }
 
 #[test]
@@ -272,7 +312,7 @@ fn reset_restores_what_is_the_guests() {
     setup.view.reset();
     assert_eq!(
         (setup.u16(COMMAND), setup.u32(0x10), setup.u16(0x3c)),
-        (0, 4, 0)
+        (0, 4, 0x100)
     );
 }
 
@@ -311,7 +351,7 @@ proptest! {
         if let Ok(setup) = device(&registers) {
             setup.u32(offset);
             for (id, at) in setup.list() {
-                prop_assert!([0x01, 0x03, 0x09, 0x10, 0x11].contains(&id), "{:#x}", at);
+                prop_assert!([0x01, 0x03, 0x05, 0x09, 0x10, 0x11].contains(&id), "{:#x}", at);
             }
             for (id, _) in setup.extended_list() {
                 prop_assert!([0, 1, 3, 0x0b].contains(&id));

@@ -40,6 +40,8 @@ pub(crate) struct MsixInterrupts {
     armed: Vec<Option<Armed>>,
     /// MSI-X is on in the device.
     on: bool,
+    /// The function sleeps, and nothing of it may be armed.
+    asleep: bool,
     /// How many vectors the host can give, as far as is known.
     available: u16,
     /// The host can't add vectors while MSI-X is on (before Linux 6.4).
@@ -67,6 +69,7 @@ impl MsixInterrupts {
             capability,
             state,
             on: false,
+            asleep: false,
             log: LogLimit::new(MAX_MESSAGES),
         })
     }
@@ -74,6 +77,11 @@ impl MsixInterrupts {
     /// Where table, pending bits and control register are.
     pub(crate) fn capability(&self) -> &MsixCapability {
         &self.capability
+    }
+
+    /// Whether it is on in the device.
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
     }
 
     /// The guest wrote the message control register.
@@ -125,9 +133,17 @@ impl MsixInterrupts {
         self.turn_off();
     }
 
+    /// Sends the function to sleep, which takes down what is armed, or wakes
+    /// it, which arms what the guest's table says.
+    pub(crate) fn set_asleep(&mut self, asleep: bool) {
+        if std::mem::replace(&mut self.asleep, asleep) != asleep {
+            self.apply(0..self.state.vectors());
+        }
+    }
+
     /// Brings the host in line with the guest's table.
     fn apply(&mut self, changed: Range<u16>) {
-        if !self.state.is_enabled() {
+        if !self.state.is_enabled() || self.asleep {
             self.turn_off();
             return;
         }
