@@ -26,4 +26,5 @@ pub mod viability;
 
 pub use assigned::{AssignError, AssignOptions, AssignedDevice, Placement, RomSource};
 pub use config::ConfigError;
+pub use interrupt::{InterruptStats, TrappedPage};
 pub use open::{OpenError, Opened, open};

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState};
-use crate::interrupt::{Interrupts, MsixInterrupts};
+use crate::interrupt::{CountedBackend, InterruptStats, Interrupts, MsixInterrupts};
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
@@ -74,7 +74,7 @@ pub struct AssignedDevice {
     command_of_host: u16,
     reset_pending: bool,
     log: LogLimit,
-    backend: Arc<dyn DeviceBackend>,
+    backend: Arc<CountedBackend>,
 }
 
 impl AssignedDevice {
@@ -99,6 +99,8 @@ impl AssignedDevice {
             device: host,
             source,
         };
+        let counted = Arc::new(CountedBackend::new(backend));
+        let backend = Arc::clone(&counted) as Arc<dyn DeviceBackend>;
         let snapshot = config::snapshot(&*backend).map_err(device_error)?;
         let infos = config::discover_bars(&*backend, &snapshot).map_err(config_error)?;
         let mut interrupts = Interrupts::new(host, &backend, &*router, &snapshot);
@@ -124,7 +126,7 @@ impl AssignedDevice {
                 | config::COMMAND_INTX_DISABLE,
             reset_pending: false,
             log: LogLimit::new(MAX_MESSAGES),
-            backend,
+            backend: counted,
         };
         let quiet = device.command_of_host;
         device
@@ -137,6 +139,15 @@ impl AssignedDevice {
     /// The device's address on the host.
     pub fn host_address(&self) -> PciAddress {
         self.host
+    }
+
+    /// What its interrupts have cost so far.
+    pub fn interrupt_stats(&self) -> InterruptStats {
+        let mut stats = self.backend.stats();
+        if let Some(msix) = self.interrupts.msix() {
+            msix.add_stats(&mut stats);
+        }
+        stats
     }
 
     fn guest_command(&self) -> u16 {
@@ -291,6 +302,13 @@ impl AssignedDevice {
         &reach.answering
     }
 
+    /// The guest has accessed a BAR where it is not mapped.
+    fn count_trap(&mut self, bar: BarIndex, offset: u64) {
+        if let Some(msix) = self.interrupts.msix_mut() {
+            msix.count_trap(bar, offset);
+        }
+    }
+
     /// Whether a config write sets the bit that asks for a reset.
     fn asks_for_reset(&self, offset: u16, data: &[u8]) -> bool {
         let Some((at, true)) = self.view.express else {
@@ -382,6 +400,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
+        self.count_trap(bar, offset);
         data.fill(0xff);
         let Some(emulated) = self.bars.emulated(bar) else {
             return;
@@ -407,6 +426,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
+        self.count_trap(bar, offset);
         let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };

@@ -19,8 +19,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the routes of a [`FakeRouter`] share: the connected ones by number.
-type Connected = Arc<Mutex<BTreeMap<u32, (File, MsiMessage)>>>;
+/// What the routes of a [`FakeRouter`] share.
+#[derive(Debug, Default)]
+struct Connected {
+    /// The connected ones by number.
+    routes: BTreeMap<u32, (File, MsiMessage)>,
+    /// What the guest got before routes were changed.
+    delivered: Vec<MsiMessage>,
+}
+
+impl Connected {
+    /// Connects a route, or disconnects it. What was signalled before has been
+    /// delivered as it was.
+    fn set(&mut self, number: u32, route: Option<(File, MsiMessage)>) {
+        if let Some((mut event, message)) = self.routes.remove(&number)
+            && drain(&mut event) > 0
+        {
+            self.delivered.push(message);
+        }
+        if let Some(route) = route {
+            self.routes.insert(number, route);
+        }
+    }
+}
 
 /// Routes with real events and a guest that takes notes.
 ///
@@ -30,7 +51,7 @@ type Connected = Arc<Mutex<BTreeMap<u32, (File, MsiMessage)>>>;
 #[derive(Debug, Default)]
 pub struct FakeRouter {
     journal: Journal,
-    connected: Connected,
+    connected: Arc<Mutex<Connected>>,
     made: Mutex<u32>,
     routes_left: Mutex<Option<u32>>,
     tables: Arc<AtomicU64>,
@@ -52,11 +73,12 @@ impl FakeRouter {
         *lock(&self.routes_left) = Some(routes);
     }
 
-    /// The messages that the guest gets now: those of connected routes whose
-    /// event was signalled, by route.
+    /// The messages that the guest got since it was last asked, once for all
+    /// signals of a route.
     pub fn delivered(&self) -> Vec<MsiMessage> {
-        let mut messages = Vec::new();
-        for (event, message) in lock(&self.connected).values_mut() {
+        let mut connected = lock(&self.connected);
+        let mut messages = std::mem::take(&mut connected.delivered);
+        for (event, message) in connected.routes.values_mut() {
             if drain(event) > 0 {
                 messages.push(*message);
             }
@@ -153,7 +175,7 @@ struct FakeRoute {
     number: u32,
     event: File,
     journal: Journal,
-    connected: Connected,
+    connected: Arc<Mutex<Connected>>,
     tables: Arc<AtomicU64>,
     refuse_connects: Arc<AtomicU64>,
 }
@@ -172,7 +194,7 @@ impl FakeRoute {
             return Err("told to refuse".into());
         }
         let event = self.event.try_clone()?;
-        lock(&self.connected).insert(number, (event, message));
+        lock(&self.connected).set(number, Some((event, message)));
         Ok(())
     }
 }
@@ -190,7 +212,7 @@ impl InterruptRoute for FakeRoute {
     fn disconnect(&mut self) -> Result<(), PortError> {
         self.journal
             .note(format!("route {} disconnect", self.number));
-        lock(&self.connected).remove(&self.number);
+        lock(&self.connected).set(self.number, None);
         Ok(())
     }
 
@@ -207,7 +229,7 @@ impl InterruptRoute for FakeRoute {
 impl Drop for FakeRoute {
     fn drop(&mut self) {
         self.journal.note(format!("route {} drop", self.number));
-        lock(&self.connected).remove(&self.number);
+        lock(&self.connected).set(self.number, None);
     }
 }
 
