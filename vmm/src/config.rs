@@ -1,11 +1,15 @@
 //! What a VM consists of, as plain data.
 
+mod cpu;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use cpu::{CpuConfig, Idle};
 
 /// The most vCPUs a VM may have.
 pub const MAX_CPUS: u8 = 8;
@@ -25,6 +29,9 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
+    /// How they run.
+    #[serde(default)]
+    pub cpu: CpuConfig,
     /// The devices to assign.
     pub devices: Vec<DeviceConfig>,
     /// What the user accepts of the devices.
@@ -101,6 +108,9 @@ pub enum ConfigError {
     /// Too few or too many vCPUs.
     #[error("{0} CPUs are impossible: give 1 to {MAX_CPUS}")]
     BadCpus(u8),
+    /// Something that is no option of the CPUs.
+    #[error("'{0}' is no option of the CPUs: write idle=host or idle=guest")]
+    CpuOption(String),
     /// Something after a device's address that is no option.
     #[error(
         "'{option}' is no option of device {host}: write BDF, BDF,rom=FILE or BDF,rom=off (a \
@@ -282,6 +292,7 @@ mod tests {
             cmdline: String::new(),
             memory: MemorySize(2 << 20),
             cpus: 1,
+            cpu: "idle=guest".parse().unwrap(),
             devices: vec![
                 "0000:01:00.0".parse().unwrap(),
                 "01:00.1,rom=off".parse().unwrap(),

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod outcome;
 pub mod platform;
 pub mod request;
+pub mod stats;
 mod sys;
 pub mod timeline;
 pub mod vcpu;

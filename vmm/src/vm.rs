@@ -17,7 +17,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{BootError, BootSource};
-use crate::config::{ConfigError, MemorySize, VmConfig};
+use crate::config::{ConfigError, Idle, MemorySize, VmConfig};
 use crate::dma::DmaMap;
 use crate::event_loop::{self, Console, LoopError, RawTerminal, Subscriber};
 use crate::interrupts::{RouteError, Router};
@@ -28,6 +28,7 @@ use crate::memory::{
 use crate::outcome::{EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
 use crate::request::request;
+use crate::stats::StatsHandle;
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
 use crate::vcpu::{self, Buses, SetupError, StartError, VcpuObserver, VcpuThreads};
@@ -136,6 +137,7 @@ pub struct Vm {
     dma: Option<Arc<DmaMap>>,
     _ram: Vec<Slot>,
     report: Arc<EndReport>,
+    stats: StatsHandle,
 }
 
 /// What the assigned devices bring.
@@ -200,10 +202,13 @@ impl Vm {
         let dma = assigned.dma.map(Arc::new);
         let wiring = Wiring::new(&buses.mmio, &buses.pio, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let devices = add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, &layout)?;
 
+        if config.cpu.idle == Idle::Guest {
+            hypervisor.idle_in_guest()?;
+        }
         let vcpus = hypervisor.vcpus(config.cpus)?;
         if let Some(first) = vcpus.first() {
             vcpu::set_up(first, &ram, entry)?;
@@ -216,12 +221,18 @@ impl Vm {
             dma,
             _ram: ram_slots,
             report,
+            stats: StatsHandle::new(router, &devices),
         })
     }
 
     /// Where the VM's end can be asked for, and is reported.
     pub fn report(&self) -> Arc<EndReport> {
         Arc::clone(&self.report)
+    }
+
+    /// Where the VM's numbers can be read, also after its end.
+    pub fn stats(&self) -> StatsHandle {
+        self.stats.clone()
     }
 
     /// Runs the guest to its end, with `subscribers` in the event loop too.
@@ -252,6 +263,7 @@ impl Vm {
         }
         threads.stop();
         self.serial.flush();
+        self.stats.end();
         Ok(outcome?)
     }
 }
@@ -316,18 +328,20 @@ fn open(
 }
 
 /// The host bridge at 00.0, then each assigned device in a slot of its own.
+/// Answers those.
 fn add_functions(
     root: &RootComplex,
     addresses: Vec<PciAddress>,
     opened: Option<Opened>,
     router: &Router,
     slots: &KvmSlots,
-) -> Result<(), VmError> {
+) -> Result<Vec<Arc<Mutex<AssignedDevice>>>, VmError> {
     let slot = |device| PciAddress::new(0, 0, device, 0);
     let first = PciAddress::from_requester_id(0);
     root.add(first, Arc::new(Mutex::new(HostBridge::new())))?;
+    let mut functions = Vec::new();
     let Some(opened) = opened else {
-        return Ok(());
+        return Ok(functions);
     };
     for ((host, backend), device) in addresses.into_iter().zip(opened.devices).zip(1u8..) {
         let function = AssignedDevice::new(
@@ -339,8 +353,9 @@ fn add_functions(
         )?;
         let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
         log::info!("host device {host} is guest device {address}");
-        let function: FunctionHandle = Arc::new(Mutex::new(function));
-        root.add(address, function)?;
+        let function = Arc::new(Mutex::new(function));
+        root.add(address, Arc::clone(&function) as FunctionHandle)?;
+        functions.push(function);
     }
-    Ok(())
+    Ok(functions)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
-use crate::config::{DeviceConfig, MemorySize, SerialOutput, VmConfig};
+use crate::config::{CpuConfig, DeviceConfig, MemorySize, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
@@ -43,6 +43,11 @@ pub(super) struct Args {
     /// vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// How the CPUs run. idle=guest lets them halt without leaving the guest:
+    /// an assigned device's interrupts cost less, but each vCPU takes up its
+    /// host CPU all the time. For host CPUs that nothing else uses
+    #[arg(long, value_name = "idle=host|guest", default_value = "idle=host")]
+    cpu: CpuConfig,
     /// Host address of a PCI device to assign; may be given several times.
     /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides it
     #[arg(long = "device", value_name = "BDF[,rom=FILE|off]")]
@@ -55,6 +60,9 @@ pub(super) struct Args {
     /// Write where the time went to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
+    /// Write to standard error what the interrupts cost, when the VM has ended
+    #[arg(long)]
+    stats: bool,
 }
 
 fn serial(text: &str) -> Result<SerialOutput, std::convert::Infallible> {
@@ -91,13 +99,18 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
         cmdline: args.cmdline,
         memory: args.memory,
         cpus: args.cpus,
+        cpu: args.cpu,
         devices: args.devices,
         consent: args.consent.into(),
         serial: args.serial,
     };
     let vm = Vm::build(&config, timeline)?;
     let signals = Signals::install(vm.report()).map_err(VmError::Signals)?;
+    let stats = args.stats.then(|| vm.stats());
     let outcome = vm.run(vec![Box::new(signals)])?;
+    if let Some(stats) = stats {
+        eprintln!("{}", stats.read());
+    }
     if outcome.exit_code() != 0 {
         eprintln!("airlock: {outcome}");
     }
