@@ -39,6 +39,9 @@ pub struct VmConfig {
     pub consent: Consent,
     /// Where the guest's first serial port goes.
     pub serial: SerialOutput,
+    /// How devices learn that the guest has handled their pin's interrupt.
+    #[serde(default)]
+    pub acknowledgement: Acknowledgement,
 }
 
 /// A host device to assign.
@@ -76,6 +79,19 @@ pub struct Consent {
     /// Host addresses of devices that the host still needs, as the user wrote
     /// them.
     pub force: Vec<String>,
+}
+
+/// How a device that interrupts by its pin learns that the guest has handled
+/// the interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acknowledgement {
+    /// KVM tells the host's kernel, where it can.
+    #[default]
+    Resampled,
+    /// Each of the guest's accesses to the device's BARs is taken for it: slow,
+    /// and for hosts whose KVM does not tell.
+    Trapped,
 }
 
 /// Where the guest's first serial port goes.
@@ -299,6 +315,7 @@ mod tests {
             ],
             consent: Consent::default(),
             serial: SerialOutput::File("log".into()),
+            acknowledgement: Acknowledgement::Trapped,
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);

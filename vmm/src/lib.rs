@@ -10,6 +10,7 @@ pub mod dma;
 pub mod event_loop;
 pub mod interrupts;
 pub mod kvm;
+pub mod lines;
 pub mod memory;
 pub mod outcome;
 pub mod platform;

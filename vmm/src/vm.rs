@@ -22,6 +22,7 @@ use crate::dma::DmaMap;
 use crate::event_loop::{self, Console, LoopError, RawTerminal, Subscriber};
 use crate::interrupts::{RouteError, Router};
 use crate::kvm::{Hypervisor, KvmError};
+use crate::lines::{FunctionInterrupts, LineError, Lines};
 use crate::memory::{
     GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, RamError, Slot, SlotError,
 };
@@ -88,6 +89,9 @@ pub enum VmError {
     /// The guest's devices.
     #[error(transparent)]
     Platform(#[from] PlatformError),
+    /// Interrupt lines.
+    #[error(transparent)]
+    Line(#[from] LineError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -133,6 +137,7 @@ pub struct Vm {
     vcpus: Vec<VcpuFd>,
     console: Option<Console>,
     serial: Arc<Serial>,
+    lines: Lines,
     buses: Buses,
     dma: Option<Arc<DmaMap>>,
     _ram: Vec<Slot>,
@@ -194,6 +199,7 @@ impl Vm {
             .map(|block| slots.map(block.start(), Arc::clone(block) as Arc<dyn HostMemory>))
             .collect::<Result<Vec<_>, _>>()?;
         let router = Router::new(Arc::clone(hypervisor.vm()))?;
+        let lines = Lines::new(Arc::clone(hypervisor.vm()), config.acknowledgement)?;
         let buses = Buses {
             mmio: Arc::new(Bus::new()),
             pio: Arc::new(Bus::new()),
@@ -202,7 +208,12 @@ impl Vm {
         let dma = assigned.dma.map(Arc::new);
         let wiring = Wiring::new(&buses.mmio, &buses.pio, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        let devices = add_functions(&root, assigned.addresses, assigned.opened, &router, &slots)?;
+        let host_side = HostSide {
+            router: router.clone(),
+            lines: lines.clone(),
+            slots,
+        };
+        let devices = add_functions(&root, assigned.addresses, assigned.opened, &host_side)?;
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, &layout)?;
 
@@ -217,6 +228,7 @@ impl Vm {
             vcpus,
             console,
             serial,
+            lines,
             buses,
             dma,
             _ram: ram_slots,
@@ -253,6 +265,7 @@ impl Vm {
         {
             dma.rest_until_needed();
         }
+        subscribers.extend(self.lines.watch());
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut threads = VcpuThreads::start(vcpus, &self.buses, &observer)?;
@@ -327,14 +340,20 @@ fn open(
     })
 }
 
+/// What assigned devices get their interrupts and mappings from.
+struct HostSide {
+    router: Router,
+    lines: Lines,
+    slots: KvmSlots,
+}
+
 /// The host bridge at 00.0, then each assigned device in a slot of its own.
 /// Answers those.
 fn add_functions(
     root: &RootComplex,
     addresses: Vec<PciAddress>,
     opened: Option<Opened>,
-    router: &Router,
-    slots: &KvmSlots,
+    host_side: &HostSide,
 ) -> Result<Vec<Arc<Mutex<AssignedDevice>>>, VmError> {
     let slot = |device| PciAddress::new(0, 0, device, 0);
     let first = PciAddress::from_requester_id(0);
@@ -344,14 +363,21 @@ fn add_functions(
         return Ok(functions);
     };
     for ((host, backend), device) in addresses.into_iter().zip(opened.devices).zip(1u8..) {
+        let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
+        let interrupts = FunctionInterrupts::new(
+            host_side.router.clone(),
+            host_side.lines.clone(),
+            root,
+            platform::PINS,
+            address,
+        );
         let function = AssignedDevice::new(
             host,
             backend,
-            Arc::new(router.clone()),
-            Arc::new(slots.clone()),
+            Arc::new(interrupts),
+            Arc::new(host_side.slots.clone()),
             Arc::clone(&opened.space),
         )?;
-        let address = slot(device).map_err(|_| PlacementError::TooManyDevices)?;
         log::info!("host device {host} is guest device {address}");
         let function = Arc::new(Mutex::new(function));
         root.add(address, Arc::clone(&function) as FunctionHandle)?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
-use crate::config::{CpuConfig, DeviceConfig, MemorySize, SerialOutput, VmConfig};
+use crate::config::{Acknowledgement, CpuConfig, DeviceConfig, MemorySize, SerialOutput, VmConfig};
 use crate::event_loop::Signals;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
@@ -57,6 +57,10 @@ pub(super) struct Args {
     /// The guest's serial port: stdio, off, or a file for its output
     #[arg(long, value_name = "stdio|off|FILE", default_value = "stdio", value_parser = serial)]
     serial: SerialOutput,
+    /// Take accesses to BARs for the end of a pin's interrupt: what hosts need
+    /// whose KVM has no resampling irqfds, to be tried on all others
+    #[arg(long, hide = true)]
+    trap_intx: bool,
     /// Write where the time went to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
@@ -103,6 +107,11 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, VmError> {
         devices: args.devices,
         consent: args.consent.into(),
         serial: args.serial,
+        acknowledgement: if args.trap_intx {
+            Acknowledgement::Trapped
+        } else {
+            Acknowledgement::Resampled
+        },
     };
     let vm = Vm::build(&config, timeline)?;
     let signals = Signals::install(vm.report()).map_err(VmError::Signals)?;

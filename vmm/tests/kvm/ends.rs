@@ -35,6 +35,7 @@ impl Guest {
             devices: Vec::new(),
             consent: vmm::config::Consent::default(),
             serial: SerialOutput::File(directory.path().join("serial")),
+            acknowledgement: vmm::config::Acknowledgement::default(),
         };
         Some(Self { directory, config })
     }
