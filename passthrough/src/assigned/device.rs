@@ -7,14 +7,14 @@ use thiserror::Error;
 
 use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState};
-use crate::interrupt::{CountedBackend, InterruptStats, Interrupts, MsixInterrupts};
+use crate::interrupt::{CountedBackend, Interrupts, MsixInterrupts};
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
 use crate::vfio::{DeviceBackend, DeviceError};
 
 /// VFIO's region of config space.
-const CONFIG_REGION: u32 = 7;
+pub(super) const CONFIG_REGION: u32 = 7;
 /// Messages of one kind about one device.
 const MAX_MESSAGES: u32 = 8;
 /// What the guest's command register decides of the device's own.
@@ -62,19 +62,19 @@ pub enum AssignError {
 /// [`settle`]: PciFunction::settle
 #[derive(Debug)]
 pub struct AssignedDevice {
-    host: PciAddress,
+    pub(super) host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
-    interrupts: Interrupts,
-    bars: Bars,
-    view: ConfigView,
+    pub(super) interrupts: Interrupts,
+    pub(super) bars: Bars,
+    pub(super) view: ConfigView,
     /// The device's command register and power state, as last written.
-    command: u16,
-    power: PowerState,
+    pub(super) command: u16,
+    pub(super) power: PowerState,
     /// Bits of the command register that are the host's, with the pin off.
-    command_of_host: u16,
+    pub(super) command_of_host: u16,
     reset_pending: bool,
     log: LogLimit,
-    backend: Arc<CountedBackend>,
+    pub(super) backend: Arc<CountedBackend>,
 }
 
 impl AssignedDevice {
@@ -141,20 +141,11 @@ impl AssignedDevice {
         self.host
     }
 
-    /// What its interrupts have cost so far.
-    pub fn interrupt_stats(&self) -> InterruptStats {
-        let mut stats = self.backend.stats();
-        if let Some(msix) = self.interrupts.msix() {
-            msix.add_stats(&mut stats);
-        }
-        stats
-    }
-
     fn guest_command(&self) -> u16 {
         self.view.space().u16(config::COMMAND)
     }
 
-    fn guest_power(&self) -> PowerState {
+    pub(super) fn guest_power(&self) -> PowerState {
         let control = self.view.power.map(|at| at + config::POWER_CONTROL);
         control.map_or(PowerState::D0, |at| {
             PowerState::from_control(self.view.space().u16(at))
@@ -169,7 +160,7 @@ impl AssignedDevice {
 
     /// Writes the device's command register if it has another value. Says
     /// whether it has this one now.
-    fn set_command(&mut self, value: u16) -> bool {
+    pub(super) fn set_command(&mut self, value: u16) -> bool {
         if self.command == value {
             return true;
         }
@@ -208,105 +199,9 @@ impl AssignedDevice {
 
     /// The guest asked for a function level reset (PCIe 6.0 §6.6.2).
     fn begin_reset(&mut self) {
-        self.set_command(self.command | config::COMMAND_INTX_DISABLE);
-        let sent_messages = self.interrupts.sends_messages();
-        self.interrupts.reset();
-        if sent_messages {
-            self.close_pin();
-        }
+        self.reset_interrupts();
         self.view.reset();
         self.reset_pending = true;
-    }
-
-    /// Brings the host's interrupts in line with the guest's registers. The pin
-    /// is closed in the device before it is turned off, and opened after it is
-    /// turned on. Says whether BARs must be mapped now that could not be, or
-    /// no longer.
-    fn follow_interrupts(&mut self) -> bool {
-        let asleep = self.guest_power() != PowerState::D0 || self.power != PowerState::D0;
-        let wanted = self.interrupts.wanted(self.view.space(), asleep);
-        if !self.interrupts.pin_is_open(&wanted) {
-            self.set_command(self.command | config::COMMAND_INTX_DISABLE);
-        }
-        let (trapped, sent_messages) = (
-            self.interrupts.needs_accesses(),
-            self.interrupts.sends_messages(),
-        );
-        self.interrupts.follow(&wanted);
-        let needs_accesses = self.interrupts.needs_accesses();
-        if needs_accesses && !trapped {
-            self.bars.unmap_stale(&[]);
-        }
-        if self.interrupts.pin_is_open(&wanted) {
-            self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
-        } else if sent_messages && !self.interrupts.sends_messages() {
-            self.close_pin();
-        }
-        trapped != needs_accesses
-    }
-
-    /// Turns the pin off in the device itself. The kernel opens it when it
-    /// turns MSI or MSI-X off (`pci_intx_for_msi`, drivers/pci/msi), whatever
-    /// the command register said, and closes it only when the bit changes.
-    fn close_pin(&mut self) {
-        self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
-        self.set_command(self.command | config::COMMAND_INTX_DISABLE);
-    }
-
-    /// What of the command register is not the guest's.
-    fn command_of_host(&self) -> u16 {
-        let pin = self.command & config::COMMAND_INTX_DISABLE;
-        self.command_of_host & !config::COMMAND_INTX_DISABLE | pin
-    }
-
-    /// Puts registers into the view that tell of interrupts and are not the
-    /// guest's own, if a read covers them.
-    fn show_interrupts(&mut self, offset: u16, size: usize) {
-        if let Some((at, pending)) = self.interrupts.msi_pending(offset, size) {
-            let space = self.view.space_mut();
-            space.set(at, &pending.to_le_bytes());
-        }
-        let within = config::STATUS.checked_sub(offset).map(usize::from);
-        if within.is_some_and(|within| within < size) {
-            let pending = if self.interrupts.pin_is_on() {
-                self.pending_pin()
-            } else {
-                0
-            };
-            let space = self.view.space_mut();
-            let status = space.u16(config::STATUS) & !config::STATUS_INTERRUPT | pending;
-            space.set(config::STATUS, &status.to_le_bytes());
-        }
-    }
-
-    /// The status register's bit that says whether the device wants to
-    /// interrupt by its pin. Drivers look at it to tell whose a shared
-    /// interrupt is.
-    fn pending_pin(&self) -> u16 {
-        let mut status = [0; 2];
-        let at = u64::from(config::STATUS);
-        match self.backend.region_read(CONFIG_REGION, at, &mut status) {
-            Ok(()) => u16::from_le_bytes(status) & config::STATUS_INTERRUPT,
-            Err(error) => {
-                log::debug!("{}: {error}", self.host);
-                0
-            }
-        }
-    }
-
-    /// What of the BARs that answer may be mapped into the guest.
-    fn mappable<'a>(&self, reach: &'a Reach) -> &'a [BarDecode] {
-        if self.interrupts.needs_accesses() {
-            return &[];
-        }
-        &reach.answering
-    }
-
-    /// The guest has accessed a BAR where it is not mapped.
-    fn count_trap(&mut self, bar: BarIndex, offset: u64) {
-        if let Some(msix) = self.interrupts.msix_mut() {
-            msix.count_trap(bar, offset);
-        }
     }
 
     /// Whether a config write sets the bit that asks for a reset.
