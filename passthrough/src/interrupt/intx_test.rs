@@ -2,6 +2,7 @@ use super::*;
 use crate::config::COMMAND;
 use crate::fake::{FakeDevice, FakeRouter, Journal, Operation};
 use devices::pci::{ConfigSpace, Register};
+use proptest::prelude::*;
 
 /// The device's command register with its pin open, and closed.
 const OPEN: [u8; 2] = [0, 0];
@@ -238,4 +239,58 @@ fn what_a_shared_line_of_the_host_means_is_said() {
     assert!(text(libc::EBUSY).contains("another device of the host"));
     assert!(text(libc::ENODEV).contains("no interrupt line"));
     assert!(text(libc::EINVAL).contains("Intx"));
+}
+
+proptest! {
+    /// In whatever order device, host and guest act: in the end an interrupt
+    /// that the device wants is with the guest, and one that was handled has
+    /// let go of the line and left the pin open for the next.
+    #[test]
+    fn the_line_follows_the_device(
+        deaf: bool,
+        steps in proptest::collection::vec(0_u8..8, 0..60),
+    ) {
+        let mut setup = setup_with(|router| if deaf { router.without_resampling() });
+        setup.start();
+        let mut closed = false;
+        for step in steps {
+            match step {
+                0 | 1 => setup.device.assert_pin(step == 0),
+                2 => drop(setup.router.line_is_asserted()),
+                3 => setup.pin.acknowledge(),
+                4 => setup.acknowledge(),
+                5 => {
+                    setup.command(CLOSED);
+                    setup.pin.close();
+                    closed = true;
+                }
+                6 => {
+                    setup.command(OPEN);
+                    closed = false;
+                }
+                _ => {
+                    setup.command(CLOSED);
+                    setup.pin.turn_off();
+                    prop_assert!(!setup.router.line_is_asserted());
+                    setup.pin.turn_on();
+                    if !closed {
+                        setup.command(OPEN);
+                    }
+                }
+            }
+            prop_assert!(!closed || !setup.device.pin_is_open());
+        }
+        setup.command(OPEN);
+        setup.device.assert_pin(true);
+        prop_assert!(setup.router.line_is_asserted(), "lost");
+        setup.device.assert_pin(false);
+        for _ in 0..2 {
+            // The first may be one that was on its way.
+            setup.router.line_is_asserted();
+            setup.pin.acknowledge();
+            setup.acknowledge();
+        }
+        prop_assert!(!setup.router.line_is_asserted(), "invented");
+        prop_assert!(setup.device.pin_is_open(), "masked for ever");
+    }
 }
