@@ -5,16 +5,17 @@
 #   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` sends (default 3)
+#   lab.raise=N           how many interrupts `msi` has edu raise (default 20)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #   lab.bar=ID,N,V        the memory BAR that `bar` tries: the device's vendor and
 #                         device in hexadecimal, the BAR's number (a 32-bit one if it
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, pci, ports, resets, load, unload, dump, bar, cpus, nap (1 s),
-# sleep (for ever), beat (a marker each half second, for ever), poweroff, reboot,
-# panic, shell, and NAME of each function task_NAME in /tasks, a script that a
-# scenario may add.
+# Tasks: nvme, net, msi, pci, ports, resets, load, unload, dump, bar, cpus,
+# nap (1 s), sleep (for ever), beat (a marker each half second, for ever),
+# poweroff, reboot, panic, shell, and NAME of each function task_NAME in /tasks,
+# a script that a scenario may add.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -91,12 +92,70 @@ task_nvme() {
 task_net() {
     pings=$(setting lab.pings 3)
     await eth0 test -e /sys/class/net/eth0 || return
-    ip addr add 10.0.2.15/24 dev eth0
-    ip link set eth0 up
-    await link grep -q 1 /sys/class/net/eth0/carrier || return
-    received=$(ping -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
-    marker net "driver=$(basename "$(readlink /sys/class/net/eth0/device/driver)") sent=$pings received=${received:-0}"
-    interrupts eth0
+    for nic in /sys/class/net/eth*; do
+        name=${nic##*/}
+        ip addr add 10.0.2.15/24 dev "$name"
+        ip link set "$name" up
+        await link grep -q 1 "$nic/carrier" || return
+        received=$(ping -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
+        marker net "name=$name driver=$(basename "$(readlink "$nic/device/driver")") irq=$(cat "$nic/device/irq") sent=$pings received=${received:-0}"
+        interrupts "$name"
+        # All have one and the same network.
+        ip addr del 10.0.2.15/24 dev "$name"
+    done
+}
+
+# byte FILE OFFSET: a byte of a device's config space.
+byte() {
+    hexdump -v -s "$2" -n 1 -e '1/1 "%u"' "$1"
+}
+
+# poke FILE OFFSET BYTE…: writes octal bytes to a device's config space.
+poke() {
+    file=$1
+    at=$2
+    shift 2
+    printf "$(printf '\\%s' "$@")" | dd of="$file" bs=1 seek="$at" conv=notrunc 2>/dev/null
+}
+
+# How many interrupts arrived by vector 0xf2, which Linux counts whoever sent them.
+counted() {
+    set -- $(grep '^ *PIN:' /proc/interrupts)
+    echo "$2"
+}
+
+# MSI of QEMU's teaching device, for which there is no driver: programs its
+# capability by hand, and has it raise interrupts.
+task_msi() {
+    raised=$(setting lab.raise 20)
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat "$device/vendor"):$(cat "$device/device")" = 0x1234:0x11e8 ] || continue
+        config=$device/config
+        read -r bar _ <"$device/resource"
+        msi=$(byte "$config" 52)
+        until [ "$msi" -eq 0 ] || [ "$(byte "$config" "$msi")" -eq 5 ]; do
+            msi=$(byte "$config" $((msi + 1)))
+        done
+        # Memory and bus mastering on; message 0xf2 to 0xfee00000; MSI on.
+        poke "$config" 4 006 000
+        poke "$config" $((msi + 4)) 000 000 340 376 000 000 000 000 362 000
+        poke "$config" $((msi + 2)) 001
+        before=$(counted)
+        i=0
+        while [ "$i" -lt "$raised" ]; do
+            devmem $((bar + 0x60)) 32 1
+            devmem $((bar + 0x64)) 32 1
+            i=$((i + 1))
+        done
+        usleep 100000
+        middle=$(counted)
+        # Off: what it raises now goes nowhere.
+        poke "$config" $((msi + 2)) 000
+        devmem $((bar + 0x60)) 32 1
+        devmem $((bar + 0x64)) 32 1
+        usleep 100000
+        marker msi "raised=$raised counted=$((middle - before)) off=$(($(counted) - middle))"
+    done
 }
 
 task_pci() {
@@ -216,7 +275,9 @@ if [ -e /tasks ]; then . /tasks; fi
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | pci | ports | resets | load | unload | dump | bar | cpus | nap) "task_$task" ;;
+    nvme | net | msi | pci | ports | resets | load | unload | dump | bar | cpus | nap)
+        "task_$task"
+        ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;

@@ -29,4 +29,5 @@ pub use assigned::{
     AssignError, AssignOptions, AssignedDevice, Placement, RomError, RomSource, SurrenderError,
 };
 pub use config::ConfigError;
+pub use interrupt::{InterruptStats, TrappedPage};
 pub use open::{OpenError, Opened, open};

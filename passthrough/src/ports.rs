@@ -2,17 +2,18 @@
 //!
 //! | port | the monitor supplies |
 //! |---|---|
-//! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each |
+//! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each; a function's interrupt line |
 //! | [`MemoryMapper`] | host memory put straight into the guest's address space |
 //! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-pub use devices::pci::MsiMessage;
+pub use devices::pci::{InterruptPin, MsiMessage};
 
 /// What a port's implementation answers when the host refuses.
 pub type PortError = Box<dyn Error + Send + Sync>;
@@ -56,37 +57,121 @@ pub trait MemoryMapper: Send + Sync + Debug {
 /// A mapping in the guest's address space; dropping it takes it away.
 pub trait MemoryMapping: Send + Debug {}
 
-/// Gives routes from MSI messages to the guest's interrupt controllers.
+/// Gives one function its ways to the guest's interrupt controllers: routes for
+/// its MSI messages, and the line that its interrupt pin drives.
 pub trait InterruptRouter: Send + Sync + Debug {
-    /// A new route with its event, not connected yet.
+    /// A new route with its event, not connected yet. It need not cost more
+    /// than the event until it is connected, or even until it first delivers.
     ///
     /// # Errors
     /// When routes or file descriptors have run out.
     fn new_route(&self) -> Result<Box<dyn InterruptRoute>, PortError>;
+
+    /// Connects routes of this router together, each with its message: what a
+    /// guest unmasks at once. The answers are in the order of `routes`; one
+    /// that fails stays as it was, and the others are connected all the same.
+    ///
+    /// Connects them one by one unless it is implemented. Where each of these
+    /// rewrites a routing table, one rewrite for all should take their place:
+    /// its cost must not grow with the square of their number.
+    fn connect_all(
+        &self,
+        routes: &mut [(&mut dyn InterruptRoute, MsiMessage)],
+    ) -> Vec<Result<(), PortError>> {
+        routes
+            .iter_mut()
+            .map(|(route, message)| route.connect(*message))
+            .collect()
+    }
+
+    /// The line that `pin` of the function drives, not connected yet. Where
+    /// the function stands in the guest's topology decides which line that is,
+    /// so a router with lines serves one function. Several functions may share
+    /// a line. Nothing, unless it is implemented: the guest sees no interrupt
+    /// pin then.
+    ///
+    /// # Errors
+    /// When file descriptors have run out.
+    fn new_line(&self, pin: InterruptPin) -> Result<Option<Box<dyn InterruptLine>>, PortError> {
+        let _ = pin;
+        Ok(None)
+    }
 }
 
 /// One interrupt's way into the guest. Dropping it disconnects and frees it.
 ///
 /// The event is an eventfd, non-blocking and close-on-exec. While the route is
 /// disconnected, signals stay in its counter; `connect` delivers them.
-pub trait InterruptRoute: Send + Debug {
+///
+/// It is [`Any`] so that [`InterruptRouter::connect_all`] finds its own type.
+pub trait InterruptRoute: Any + Send + Debug {
     /// The eventfd that raises the interrupt. Constant.
     fn event(&self) -> BorrowedFd<'_>;
 
-    /// Delivers `message` to the guest whenever the event is signalled, with
-    /// no user-space code in between. Changes the message when connected
-    /// already. An event signalled before is delivered now.
+    /// Delivers `message` to the guest whenever the event is signalled, from
+    /// now on, and once for what was signalled before. A connected route
+    /// delivers the new message instead of the old: a signal that arrives
+    /// meanwhile is delivered with one of the two.
+    ///
+    /// Once the route is in use, no user-space code should run for a signal;
+    /// the first ones may be delivered by user space.
     ///
     /// # Errors
     /// When the hypervisor refuses; the route is then as it was.
     fn connect(&mut self, message: MsiMessage) -> Result<(), PortError>;
 
-    /// Holds signals back in the event's counter from now on.
+    /// Holds signals back in the event's counter from now on. What was taken
+    /// from the counter before has been delivered when this returns.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; the route is then as it was.
+    fn disconnect(&mut self) -> Result<(), PortError>;
+
+    /// Whether a disconnected route holds a signal back in its event's counter.
+    fn is_pending(&self) -> bool;
+}
+
+/// A function's end of a level-triggered interrupt line. Dropping it lets go of
+/// the line and frees it.
+///
+/// ```text
+///  device asserts -> event() -> the line is asserted -> guest -> EOI
+///        ^                                                        |
+///        +-- unmasked, asserts again or not <-- resample_event() -+
+/// ```
+///
+/// The events are eventfds, non-blocking and close-on-exec.
+pub trait InterruptLine: Send + Debug {
+    /// The eventfd that asserts the line. Constant. A signal while the line is
+    /// not connected counts when it is.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// The eventfd that the monitor signals when the guest has acknowledged
+    /// the interrupt (EOI) and the line was let go; constant. With it no
+    /// user-space code should run for an interrupt.
+    ///
+    /// Nothing when the monitor does not learn of it. The function then takes
+    /// each access of the guest to its BARs for the acknowledgement, and
+    /// [`Self::release`]s the line; so that it sees them, its BARs are not
+    /// mapped into the guest while the line is connected.
+    fn resample_event(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asserts the line whenever the event is signalled, from now on, until
+    /// the guest acknowledges. Does nothing when it is connected.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; the line is then as it was.
+    fn connect(&mut self) -> Result<(), PortError>;
+
+    /// Lets go of the line, and no longer looks at the event. Signals that were
+    /// not seen yet are forgotten: of a level only the present state counts.
     ///
     /// # Errors
     /// When the hypervisor refuses.
     fn disconnect(&mut self) -> Result<(), PortError>;
 
-    /// Whether a signal is being held back in the event's counter.
-    fn is_pending(&self) -> bool;
+    /// Lets go of the line if this function asserts it, and says whether it
+    /// did. For lines without a resample event; called often, so it should be
+    /// cheap when there is nothing to do.
+    fn release(&mut self) -> bool;
 }

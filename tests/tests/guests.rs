@@ -190,3 +190,54 @@ fn the_timeline_is_in_order() {
         Ok(())
     });
 }
+
+/// The number that stands before `word` in a text.
+fn number_before(text: &str, word: &str) -> u64 {
+    let found = text.find(word).and_then(|at| {
+        let before = text[..at].trim_end();
+        let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    });
+    found.unwrap_or_else(|| panic!("no number before '{word}' in {text}"))
+}
+
+#[test]
+fn a_device_with_2048_vectors_costs_what_its_driver_uses() {
+    let device = Device::nvme("disk", disk())
+        .property("msix_qsize=2048")
+        .property("max_ioqpairs=64");
+    let machine = Machine::new("many-vectors").cpus(2).device(device);
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        for idle in ["host", "guest"] {
+            let run = reader(host, "poweroff")?
+                .cpus(2)
+                .arg("--cpu")
+                .arg(format!("idle={idle}"))
+                .arg("--stats");
+            let outcome = host.run(&run.step())?;
+            let told = &outcome.stderr;
+            assert_eq!(outcome.exit, Exit::Status(0), "{told}");
+            assert_read(&outcome);
+            // The admin queue, one queue a CPU, and some that a probing driver
+            // tries: far from what the device has.
+            let routes = number_before(told, "made,");
+            assert!((2..=8).contains(&routes), "{told}");
+            assert!(
+                number_before(told, "SET_IRQS calls") <= 4 + 2 * routes,
+                "{told}"
+            );
+            assert!(number_before(told, "got an irqfd") <= routes, "{told}");
+            // Once it has its irqfd, no interrupt of a vector passes through
+            // user space.
+            let interrupts = Markers::of(&outcome.lines);
+            let counts = interrupts.all("interrupts");
+            let total: u64 = counts.filter_map(|queue| queue.number("count")).sum();
+            let injected = told.split("user space: ").nth(1).unwrap_or_default();
+            let injected = number_before(injected, ",");
+            assert!(injected * 4 < total, "{injected} of {total}: {told}");
+            assert!(told.contains("lost: 0"), "{told}");
+        }
+        Ok(())
+    });
+}

@@ -1,11 +1,15 @@
 //! What a VM consists of, as plain data.
 
+mod cpu;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use cpu::{CpuConfig, Idle};
 
 /// The most vCPUs a VM may have.
 pub const MAX_CPUS: u8 = 8;
@@ -25,6 +29,9 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
+    /// How they run.
+    #[serde(default)]
+    pub cpu: CpuConfig,
     /// The devices to assign.
     pub devices: Vec<DeviceConfig>,
     /// What the user accepts of the devices.
@@ -35,6 +42,9 @@ pub struct VmConfig {
     pub on_viability_loss: OnViabilityLoss,
     /// Where the guest's first serial port goes.
     pub serial: SerialOutput,
+    /// How devices learn that the guest has handled their pin's interrupt.
+    #[serde(default)]
+    pub acknowledgement: Acknowledgement,
 }
 
 /// What to do when the host takes a device of the guest back, or puts one of
@@ -88,6 +98,19 @@ pub struct Consent {
     pub force: Vec<String>,
 }
 
+/// How a device that interrupts by its pin learns that the guest has handled
+/// the interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acknowledgement {
+    /// KVM tells the host's kernel, where it can.
+    #[default]
+    Resampled,
+    /// Each of the guest's accesses to the device's BARs is taken for it: slow,
+    /// and for hosts whose KVM does not tell.
+    Trapped,
+}
+
 /// Where the guest's first serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -121,6 +144,9 @@ pub enum ConfigError {
     /// Too few or too many vCPUs.
     #[error("{0} CPUs are impossible: give 1 to {MAX_CPUS}")]
     BadCpus(u8),
+    /// Something that is no option of the CPUs.
+    #[error("'{0}' is no option of the CPUs: write idle=host or idle=guest")]
+    CpuOption(String),
     /// Something after a device's address that is no option.
     #[error(
         "'{option}' is no option of device {host}: write BDF, BDF,rom=FILE or BDF,rom=off (a \
@@ -313,6 +339,7 @@ mod tests {
             cmdline: String::new(),
             memory: MemorySize(2 << 20),
             cpus: 1,
+            cpu: "idle=guest".parse().unwrap(),
             devices: vec![
                 "0000:01:00.0".parse().unwrap(),
                 "01:00.1,rom=off".parse().unwrap(),
@@ -320,6 +347,7 @@ mod tests {
             consent: Consent::default(),
             on_viability_loss: OnViabilityLoss::Release,
             serial: SerialOutput::File("log".into()),
+            acknowledgement: Acknowledgement::Trapped,
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);

@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO,
-    kvm_pit_config,
+    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT,
+    KVM_X86_DISABLE_EXITS_PAUSE, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO,
+    kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -33,6 +34,9 @@ pub enum KvmError {
     /// Something that airlock needs is missing.
     #[error("the host's KVM lacks {0}; a newer kernel has it")]
     Lacks(&'static str),
+    /// CPUs can't halt inside the guest.
+    #[error("this host's KVM can't let CPUs halt inside the guest; leave out --cpu idle=guest")]
+    NoIdleGuest,
     /// KVM refused.
     #[error("KVM cannot {0}")]
     Refused(&'static str, #[source] kvm_ioctls::Error),
@@ -101,6 +105,33 @@ impl Hypervisor {
     /// How many physical address bits the guest's CPU has.
     pub fn address_bits(&self) -> u8 {
         vcpu::address_bits(&self.cpuid)
+    }
+
+    /// Lets the guest's CPUs halt, and wait in a spinlock, without leaving the
+    /// guest. For host CPUs that nothing else uses; before vCPUs are made.
+    ///
+    /// # Errors
+    /// [`KvmError::NoIdleGuest`] where KVM can't, for example to work around a
+    /// bug of the CPU.
+    pub fn idle_in_guest(&self) -> Result<(), KvmError> {
+        let offered = self
+            .vm
+            .check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into());
+        let offered = u32::try_from(offered).unwrap_or(0);
+        if offered & KVM_X86_DISABLE_EXITS_HLT == 0 {
+            return Err(KvmError::NoIdleGuest);
+        }
+        // Not MWAIT: the guest is not told of it, since its deeper sleep makes
+        // waking up slower than leaving the guest would.
+        let wanted = offered & (KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE);
+        let mut request = kvm_enable_cap {
+            cap: KVM_CAP_X86_DISABLE_EXITS,
+            ..Default::default()
+        };
+        request.args[0] = wanted.into();
+        self.vm
+            .enable_cap(&request)
+            .map_err(|error| KvmError::Refused("let CPUs halt inside the guest", error))
     }
 
     /// Makes `count` vCPUs; none runs yet.

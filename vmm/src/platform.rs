@@ -9,7 +9,7 @@ use devices::bus::{BusDevice, BusError};
 use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
 use devices::pci::placement::{PlaceError, Requests, place};
 use devices::pci::window::{Window, Windows};
-use devices::pci::{ConfigPorts, Ecam, ProgramError, RootComplex, program};
+use devices::pci::{ConfigPorts, Ecam, PinWiring, ProgramError, RootComplex, program};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -44,6 +44,11 @@ const IO_APIC: u32 = 0xfec0_0000;
 const POWER_BLOCK: u64 = 0x600;
 /// Where QEMU has it too.
 const PVPANIC: u64 = 0x505;
+/// PCI interrupt pins drive the inputs of KVM's I/O APIC that no ISA interrupt has.
+pub const PINS: PinWiring = PinWiring {
+    first: 16,
+    count: 8,
+};
 /// Ports for I/O BARs.
 pub const IO_WINDOW: GuestRange = GuestRange {
     start: 0x1000,
@@ -137,6 +142,7 @@ pub fn describe(cpus: u8, last_bus: u8, layout: &GuestLayout) -> acpi::Platform 
         ecam: layout.ecam.start,
         last_bus,
         windows: windows(layout),
+        pins: Some(PINS),
         power: POWER_BLOCK as u16,
         serial: Some(acpi::SerialPort {
             port: Serial::COM1 as u16,

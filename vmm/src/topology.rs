@@ -10,7 +10,9 @@ use passthrough::{AssignError, AssignOptions, AssignedDevice, Opened, Placement,
 use thiserror::Error;
 
 use crate::event_loop::Removable;
+use crate::lines::{FunctionInterrupts, Lines};
 use crate::memory::GuestLayout;
+use crate::platform;
 
 /// Why the guest's topology can't be built.
 #[derive(Debug, Error)]
@@ -59,8 +61,10 @@ pub struct Topology {
 /// What assigned devices reach the guest through.
 #[derive(Debug)]
 pub struct Ports {
-    /// Interrupts.
+    /// Messages.
     pub router: Arc<dyn InterruptRouter>,
+    /// Interrupt pins.
+    pub lines: Lines,
     /// BARs.
     pub mapper: Arc<dyn MemoryMapper>,
 }
@@ -121,23 +125,30 @@ impl Topology {
         };
         let mut removable = Vec::with_capacity(self.guests.len());
         for guest in self.guests {
+            let (place, port) = match guest.bus {
+                None => (guest.slot, None),
+                Some(bus) => (address(bus, 0), Some(guest.slot)),
+            };
+            let interrupts = FunctionInterrupts::new(
+                Arc::clone(&ports.router),
+                ports.lines.clone(),
+                platform::PINS,
+                place,
+                port,
+            );
             let mut function = AssignedDevice::with_options(
                 guest.host,
                 guest.backend,
                 guest.options,
-                Arc::clone(&ports.router),
+                Arc::new(interrupts),
                 Arc::clone(&ports.mapper),
                 Arc::clone(&space),
             )?;
-            let place = match guest.bus {
-                None => guest.slot,
-                Some(bus) => {
-                    let link = Link::of(&mut function).unwrap_or_default();
-                    let port = Arc::new(Mutex::new(RootPort::new(bus, link)));
-                    root.add_port(guest.slot, bus, port)?;
-                    address(bus, 0)
-                }
-            };
+            if let Some(bus) = guest.bus {
+                let link = Link::of(&mut function).unwrap_or_default();
+                let port = Arc::new(Mutex::new(RootPort::new(bus, link)));
+                root.add_port(guest.slot, bus, port)?;
+            }
             log::info!("host device {} is guest device {place}", guest.host);
             let function = Arc::new(Mutex::new(function));
             root.add(place, Arc::clone(&function) as FunctionHandle)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::platform;
+use crate::lines::tests::lines;
 use devices::pci::{BarInfo, BarKind, Change, ConfigSpace, EffectSink, Register};
 use passthrough::fake::{FakeDevice, FakeMapper, FakeRouter, FakeSpace, Journal};
 
@@ -10,10 +10,21 @@ const WIDE: BarKind = BarKind::Memory64 {
 /// A device whose PCI Express capability, if it has one, says that it is of
 /// type `express`; with one BAR.
 fn device(express: Option<u16>, kind: BarKind, size: u64) -> Arc<dyn DeviceBackend> {
+    device_with_pin(express, kind, size, 0)
+}
+
+/// As [`device`], with an interrupt pin.
+fn device_with_pin(
+    express: Option<u16>,
+    kind: BarKind,
+    size: u64,
+    pin: u8,
+) -> Arc<dyn DeviceBackend> {
     let mut values = ConfigSpace::from_registers(&[
         Register::constant(0x00, 4, 0x5678_1234),
         Register::constant(0x08, 4, 0xff00_0000),
     ]);
+    values.define(Register::constant(0x3d, 1, pin.into()));
     if let Some(kind) = express {
         for register in [
             Register::constant(0x06, 2, 0x10),
@@ -48,13 +59,18 @@ impl EffectSink for Ignore {
 
 fn build(topology: Topology) -> RootComplex {
     let root = RootComplex::new(Arc::new(Ignore));
+    build_in(topology, &root, lines(true).0);
+    root
+}
+
+fn build_in(topology: Topology, root: &RootComplex, lines: Lines) -> Vec<Removable> {
     let journal = Journal::default();
     let ports = Ports {
         router: Arc::new(FakeRouter::new(&journal)),
+        lines,
         mapper: Arc::new(FakeMapper::new(&journal)),
     };
-    topology.build(&root, &ports).unwrap();
-    root
+    topology.build(root, &ports).unwrap()
 }
 
 fn read(root: &RootComplex, address: &str, offset: u16) -> u32 {
@@ -102,6 +118,39 @@ fn each_kind_of_device_has_its_place() {
     assert_eq!(read(&root, "01:00.0", 0x10), 0xc000_0004);
     assert!(read(&root, "00:05.0", 0x14) > 0, "above 4 GiB");
     assert!(read(&root, "03:00.0", 0x14) > 0, "above 4 GiB");
+}
+
+#[test]
+fn pins_drive_the_inputs_that_the_guests_tables_name() {
+    let with_pin = |express, pin| device_with_pin(express, WIDE, 0x1000, pin);
+    let devices = vec![
+        // Behind the port in slot 1, as its only device.
+        with_pin(Some(0), 1),
+        // On the root bus, in slot 2.
+        with_pin(None, 1),
+        // Behind the port in slot 3: function 1 of the host's device.
+        with_pin(Some(0), 2),
+    ];
+    let root = RootComplex::new(Arc::new(Ignore));
+    let (lines, notes) = lines(true);
+    let built = build_in(topology(devices).unwrap(), &root, lines);
+    let found: Vec<_> = built.iter().map(|device| device.guest).collect();
+    let places = ["0000:01:00.0", "0000:00:02.0", "0000:02:00.0"];
+    assert_eq!(found, places.map(|place| place.parse().unwrap()));
+    let layout = GuestLayout::new(512 << 20, 39, None).unwrap();
+    platform::place_bars(&root, &layout, 0x1000).unwrap();
+    for (place, pin, input) in [
+        (found[0], 1, platform::PINS.first + 1),
+        (found[1], 1, platform::PINS.first + 2),
+        (found[2], 2, platform::PINS.first + 3 + 1),
+    ] {
+        let mut data = [0];
+        root.config_read(place, 0x3d, &mut data);
+        assert_eq!(data, [pin], "{place}");
+        // A driver comes, and the pin with it; no other has come before.
+        root.config_write(place, 0x04, &2_u16.to_le_bytes());
+        assert_eq!(notes.take(), [format!("add {input}")], "{place}");
+    }
 }
 
 #[test]

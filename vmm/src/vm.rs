@@ -19,11 +19,12 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{BootError, BootSource};
-use crate::config::{ConfigError, MemorySize, OnViabilityLoss, VmConfig};
+use crate::config::{ConfigError, Idle, MemorySize, OnViabilityLoss, VmConfig};
 use crate::dma::DmaMap;
 use crate::event_loop::{self, Console, GuardWatch, LoopError, RawTerminal, Subscriber};
-use crate::interrupts::Router;
+use crate::interrupts::{RouteError, Router};
 use crate::kvm::{Hypervisor, KvmError};
+use crate::lines::{LineError, Lines};
 use crate::memory::{
     GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, RamError, Slot, SlotError,
 };
@@ -31,6 +32,7 @@ use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
 use crate::request::request;
 use crate::rom::{self, RomError};
+use crate::stats::StatsHandle;
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
 use crate::topology::{Ports, Topology, TopologyError};
@@ -87,9 +89,15 @@ pub enum VmError {
     /// Guest RAM in KVM.
     #[error("cannot give the guest its RAM")]
     Slot(#[from] SlotError),
+    /// Interrupt routing.
+    #[error(transparent)]
+    Interrupts(#[from] RouteError),
     /// The guest's devices.
     #[error(transparent)]
     Platform(#[from] PlatformError),
+    /// Interrupt lines.
+    #[error(transparent)]
+    Line(#[from] LineError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -140,11 +148,13 @@ pub struct Vm {
     console: Option<Console>,
     guard: Option<GuardWatch>,
     serial: Arc<Serial>,
+    lines: Lines,
     buses: Buses,
     dma: Option<Arc<DmaMap>>,
     _ram: Vec<Slot>,
     _holds: Option<Holds>,
     report: Arc<EndReport>,
+    stats: StatsHandle,
 }
 
 /// What the assigned devices bring.
@@ -201,7 +211,8 @@ impl Vm {
             .iter()
             .map(|block| slots.map(block.start(), Arc::clone(block) as Arc<dyn HostMemory>))
             .collect::<Result<Vec<_>, _>>()?;
-        let router = Router::new(Arc::clone(hypervisor.vm()));
+        let router = Router::new(Arc::clone(hypervisor.vm()))?;
+        let lines = Lines::new(Arc::clone(hypervisor.vm()), config.acknowledgement)?;
         let buses = Buses {
             mmio: Arc::new(Bus::new()),
             pio: Arc::new(Bus::new()),
@@ -216,10 +227,12 @@ impl Vm {
         let wiring = Wiring::new(mmio, pio, ranges, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
         let ports = Ports {
-            router: Arc::new(router),
+            router: Arc::new(router.clone()),
+            lines: lines.clone(),
             mapper: Arc::new(slots),
         };
         let removable = assigned.topology.build(&root, &ports)?;
+        let stats = StatsHandle::new(router, removable.iter().map(|device| &device.function));
         let policy = config.on_viability_loss;
         let guard = guard.map(|guard| {
             let (root, report) = (Arc::clone(&root), Arc::clone(&report));
@@ -228,6 +241,9 @@ impl Vm {
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, last_bus, &layout)?;
 
+        if config.cpu.idle == Idle::Guest {
+            hypervisor.idle_in_guest()?;
+        }
         let vcpus = hypervisor.vcpus(config.cpus)?;
         if let Some(first) = vcpus.first() {
             vcpu::set_up(first, &ram, entry)?;
@@ -237,17 +253,24 @@ impl Vm {
             console,
             guard,
             serial,
+            lines,
             buses,
             dma,
             _ram: ram_slots,
             _holds: holds,
             report,
+            stats,
         })
     }
 
     /// Where the VM's end can be asked for, and is reported.
     pub fn report(&self) -> Arc<EndReport> {
         Arc::clone(&self.report)
+    }
+
+    /// Where the VM's numbers can be read, also after its end.
+    pub fn stats(&self) -> StatsHandle {
+        self.stats.clone()
     }
 
     /// Runs the guest to its end, with `subscribers` in the event loop too.
@@ -271,6 +294,7 @@ impl Vm {
         {
             dma.rest_until_needed();
         }
+        subscribers.extend(self.lines.watch());
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut threads = VcpuThreads::start(vcpus, &self.buses, &observer)?;
@@ -281,6 +305,7 @@ impl Vm {
         }
         threads.stop();
         self.serial.flush();
+        self.stats.end();
         Ok(outcome?)
     }
 }

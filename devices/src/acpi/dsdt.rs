@@ -7,6 +7,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::platform::{Platform, SerialPort};
+use super::routing::RoutingTable;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::legacy::{PowerBlock, PvPanic, Rtc, SLEEP_TYPE_OFF, Serial};
 use crate::pci::window::{Window, Windows};
@@ -78,19 +79,20 @@ fn host_bridge(platform: &Platform, out: &mut Vec<u8>) {
     let windows = windows(&platform.windows);
     let mut resources: Vec<&dyn Aml> = vec![&buses, &ports];
     resources.extend(windows.iter().map(|window| &**window));
-    Device::new(
-        Path::new("PCI0"),
-        vec![
-            &name("_HID", &EISAName::new("PNP0A08")),
-            &name("_CID", &EISAName::new("PNP0A03")),
-            &name("_SEG", &0_u8),
-            &name("_BBN", &0_u8),
-            &name("_UID", &0_u8),
-            &name("_CRS", &ResourceTemplate::new(resources)),
-            &osc(),
-        ],
-    )
-    .to_aml_bytes(out);
+    let routing = platform.pins.map(RoutingTable);
+    let names = [
+        name("_HID", &EISAName::new("PNP0A08")),
+        name("_CID", &EISAName::new("PNP0A03")),
+        name("_SEG", &0_u8),
+        name("_BBN", &0_u8),
+        name("_UID", &0_u8),
+        name("_CRS", &ResourceTemplate::new(resources)),
+    ];
+    let mut children: Vec<&dyn Aml> = names.iter().map(|name| name as &dyn Aml).collect();
+    children.extend(routing.iter().map(|routing| routing as &dyn Aml));
+    let osc = osc();
+    children.push(&osc);
+    Device::new(Path::new("PCI0"), children).to_aml_bytes(out);
 }
 
 /// The windows as resources. Not marked prefetchable: then Linux puts both

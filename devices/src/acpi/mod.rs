@@ -8,6 +8,7 @@ mod dsdt;
 mod fadt;
 mod madt;
 mod platform;
+mod routing;
 mod tables;
 
 pub use platform::{AcpiError, Platform, SerialPort};

@@ -1,12 +1,13 @@
 use thiserror::Error;
 
+use crate::pci::PinWiring;
 use crate::pci::window::{Window, WindowKind, Windows};
 
 /// What the machine has, as far as ACPI tells it: plain data.
 ///
 /// Interrupts: the interrupt controllers' input `n` is ISA interrupt `n`, 0 to
-/// 15, edge-triggered and active high, without exception. So the MADT needs no
-/// overrides, and the monitor must route GSI `n` to input `n` of the I/O APIC.
+/// 15, edge-triggered and active high, without exception. PCI pins have inputs
+/// from 16 on, level-triggered and active low. So the MADT needs no overrides, and the monitor must route GSI `n` to input `n` of the I/O APIC.
 /// A hardware-reduced Linux never initializes the 8259s: route to the I/O APIC
 /// alone, or leave LINT0 masked, so that they can't deliver anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,9 @@ pub struct Platform {
     pub last_bus: u8,
     /// The host bridge's windows.
     pub windows: Windows,
+    /// How the interrupt pins of the devices on bus 0 are wired; nothing when
+    /// no device has any.
+    pub pins: Option<PinWiring>,
     /// The first port of the [`crate::legacy::PowerBlock`].
     pub power: u16,
     /// The serial port.
@@ -86,6 +90,17 @@ pub enum AcpiError {
         /// The last address that it may have.
         last: u64,
     },
+    /// Pins are wired to no inputs, or to those of ISA interrupts.
+    #[error(
+        "PCI interrupt pins can't be wired to {count} inputs of the I/O APIC from {first} on: \
+         use at least one, and none below {FIRST_PCI_INPUT}"
+    )]
+    Pins {
+        /// The first input.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
     /// A block of ports runs past the last port.
     #[error("the {name} cannot be at port {port:#x}: the ports end at 0xffff")]
     Port {
@@ -103,6 +118,8 @@ pub enum AcpiError {
 const MAX_CPUS: usize = 0x1000;
 /// Below are the ports of legacy devices.
 const FIRST_PCI_PORT: u64 = 0x1000;
+/// Below are the inputs of ISA interrupts.
+const FIRST_PCI_INPUT: u32 = 16;
 
 impl Platform {
     /// Bytes of memory-mapped config space.
@@ -142,6 +159,11 @@ impl Platform {
         within(WindowKind::Memory64, self.windows.memory64, (1, u64::MAX))?;
         let ports = (FIRST_PCI_PORT, u16::MAX.into());
         within(WindowKind::Io, self.windows.io, ports)?;
+        if let Some(PinWiring { first, count }) = self.pins
+            && (first < FIRST_PCI_INPUT || count == 0 || first.checked_add(count).is_none())
+        {
+            return Err(AcpiError::Pins { first, count });
+        }
         let serial = self.serial.map(|serial| serial.port);
         for (name, port, size) in [
             ("power block", Some(self.power), 4),

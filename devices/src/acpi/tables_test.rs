@@ -7,6 +7,7 @@ use super::super::SerialPort;
 use super::*;
 use crate::legacy::PowerBlock;
 use crate::pci::window::{Window, WindowKind, Windows};
+use crate::pci::{InterruptPin, PinWiring};
 
 const BASE: u64 = 0xe_0000;
 
@@ -23,6 +24,10 @@ fn platform() -> Platform {
             memory64: window(0x1_4000_0000, 0x40_0000_0000),
             io: window(0x1000, 0xf000),
         },
+        pins: Some(PinWiring {
+            first: 16,
+            count: 8,
+        }),
         power: 0x600,
         serial: Some(SerialPort {
             port: 0x3f8,
@@ -341,6 +346,60 @@ fn the_host_bridge_has_its_windows() {
     assert_eq!(resources(bridge), expected);
 }
 
+/// An integer constant, and its own size (ACPI 6.5 §20.2.3).
+fn integer(aml: &[u8]) -> (u32, usize) {
+    match aml[0] {
+        value @ (0 | 1) => (value.into(), 1),
+        0x0a => (aml[1].into(), 2),
+        0x0b => (u16_at(aml, 1).into(), 3),
+        0x0c => (u32_at(aml, 1), 5),
+        prefix => panic!("integer prefix {prefix:#x}"),
+    }
+}
+
+/// The elements of a package of integers, and what comes behind it.
+fn integers(aml: &[u8]) -> (Vec<u32>, &[u8]) {
+    assert_eq!(aml[0], 0x12);
+    let (length, skip) = package_length(&aml[1..]);
+    let (body, behind) = aml[1 + skip..].split_at(length - skip);
+    let mut rest = &body[1..];
+    let mut elements = Vec::new();
+    while !rest.is_empty() {
+        let (value, size) = integer(rest);
+        elements.push(value);
+        rest = &rest[size..];
+    }
+    assert_eq!(elements.len(), body[0].into());
+    (elements, behind)
+}
+
+#[test]
+fn every_pin_on_the_root_bus_is_routed_once() {
+    let memory = Memory::of(&platform());
+    let bridge = device(memory.dsdt(), b"PCI0").unwrap();
+    let table = named(bridge, b"_PRT");
+    assert_eq!(table[0], 0x12);
+    let (length, skip) = package_length(&table[1..]);
+    let body = &table[1 + skip..1 + length];
+    assert_eq!(body[0], 31 * 4);
+    let mut rest = &body[1..];
+    for device in 1..=31 {
+        for pin in InterruptPin::ALL {
+            let entry;
+            (entry, rest) = integers(rest);
+            let index = u32::from(pin.register()) - 1;
+            let input = platform().pins.unwrap().input(device, pin);
+            assert!((16..24).contains(&input));
+            let address = u32::from(device) << 16 | 0xffff;
+            assert_eq!(entry, [address, index, 0, input], "{device} {pin:?}");
+        }
+    }
+    assert!(rest.is_empty());
+    let pins = None;
+    let none = Memory::of(&Platform { pins, ..platform() });
+    assert!(position(none.dsdt(), b"_PRT").is_none());
+}
+
 #[test]
 fn the_guest_is_asked_for_its_uuid_and_gets_the_capability() {
     let memory = Memory::of(&platform());
@@ -432,6 +491,10 @@ fn what_tables_cannot_say_is_refused() {
             "{error}"
         );
     }
+    for (first, count) in [(15, 8), (16, 0), (u32::MAX, 1)] {
+        let pins = Some(PinWiring { first, count });
+        assert!(refused(&|p| p.pins = pins).contains("interrupt pins"));
+    }
     assert!(platform().build(BASE + 8).is_err());
     assert!(platform().build(u64::MAX - 15).is_err());
 }
@@ -448,6 +511,7 @@ proptest! {
         memory in proptest::option::of((any::<u64>(), any::<u64>())),
         narrow in proptest::option::of((any::<u32>(), any::<u32>())),
         io in proptest::option::of((any::<u16>(), any::<u16>())),
+        pins in proptest::option::of((any::<u32>(), 0_u32..300)),
         serial in proptest::option::of((any::<u16>(), any::<u32>())),
         pvpanic: Option<u16>,
     ) {
@@ -462,6 +526,7 @@ proptest! {
                 memory32: narrow.map(|(base, size)| Window { base: base.into(), size: size.into() }),
                 io: io.map(|(base, size)| Window { base: base.into(), size: size.into() }),
             },
+            pins: pins.map(|(first, count)| PinWiring { first, count }),
             power,
             serial: serial.map(|(port, gsi)| SerialPort { port, gsi }),
             rtc: true,

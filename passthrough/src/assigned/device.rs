@@ -10,14 +10,14 @@ use super::reset::Pending;
 use super::rom::{Rom, RomError};
 use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState, RuleBook, Scope, Subject};
-use crate::interrupt::MsixInterrupts;
+use crate::interrupt::{CountedBackend, InterruptStats, Interrupts, MsixInterrupts};
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
+use crate::vfio::{DeviceBackend, DeviceError};
 
 /// VFIO's region of config space.
-const CONFIG_REGION: u32 = 7;
+pub(super) const CONFIG_REGION: u32 = 7;
 /// Messages of one kind about one device.
 const MAX_MESSAGES: u32 = 8;
 /// What the guest's command register decides of the device's own.
@@ -80,7 +80,7 @@ pub enum AssignError {
 pub struct AssignedDevice {
     pub(super) host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
-    pub(super) interrupts: Option<MsixInterrupts>,
+    pub(super) interrupts: Interrupts,
     pub(super) bars: Bars,
     rom: Option<Rom>,
     pub(super) view: ConfigView,
@@ -89,13 +89,15 @@ pub struct AssignedDevice {
     pub(super) command: Option<u16>,
     /// The device's power state, likewise.
     pub(super) power: PowerState,
-    /// Bits of the command register that are the host's, and always the same.
+    /// Bits of the command register that are the host's, with the pin off.
     pub(super) command_of_host: u16,
     pub(super) pending: Option<Pending>,
     /// It was surrendered: nothing of the host's device is left here.
     pub(super) gone: bool,
+    /// What its interrupts had cost when it was surrendered.
+    pub(super) last_stats: InterruptStats,
     log: LogLimit,
-    pub(super) backend: Arc<dyn DeviceBackend>,
+    pub(super) backend: Arc<CountedBackend>,
 }
 
 impl AssignedDevice {
@@ -140,33 +142,31 @@ impl AssignedDevice {
         let device = host;
         let config_error = |reason| AssignError::Config { device, reason };
         let device_error = |source| AssignError::Device { device, source };
+        let counted = Arc::new(CountedBackend::new(backend));
+        let backend = Arc::clone(&counted) as Arc<dyn DeviceBackend>;
         let rom = Rom::new(host, rom, &*backend);
         let rom = rom.map_err(|reason| AssignError::Rom { device, reason })?;
         let snapshot = config::snapshot(&*backend).map_err(device_error)?;
         let infos = config::discover_bars(&*backend, &snapshot).map_err(config_error)?;
         let mut shown = infos.clone();
         shown.extend(rom.as_ref().map(Rom::info));
+        let mut interrupts = Interrupts::new(host, &backend, &*router, &snapshot);
         let book = RuleBook::new(&Subject {
             snapshot: &snapshot,
             bars: &shown,
             placement,
             can_reset: backend.can_reset(),
-            has_msix: backend.irq(IrqIndex::Msix).is_some(),
+            deliverable: interrupts.deliverable(&*backend),
         });
         let view = ConfigView::new(&snapshot, book.map_err(config_error)?);
-        let interrupts = view.book.msix.and_then(|capability| {
-            MsixInterrupts::new(host, Arc::clone(&backend), router, capability)
-        });
+        interrupts.add_messages(host, &backend, &router, &view);
         let mut bars = Bars::new(host, mapper, space);
         for info in infos {
-            bars.add(
-                info,
-                &*backend,
-                interrupts.as_ref().map(MsixInterrupts::capability),
-            );
+            let msix = interrupts.msix().map(MsixInterrupts::capability);
+            bars.add(info, &*backend, msix);
         }
-        // No interrupt pin is delivered, so that the device may not raise it;
-        // on a shared line it would disturb the host.
+        // While its pin is not delivered, the device may not raise it: on a
+        // shared line it would disturb the host.
         let command_of_host =
             snapshot.u16(config::COMMAND) & !HANDED_ON | config::COMMAND_INTX_DISABLE;
         let mut device = Self {
@@ -180,8 +180,9 @@ impl AssignedDevice {
             command_of_host,
             pending: None,
             gone: false,
+            last_stats: InterruptStats::default(),
             log: LogLimit::new(MAX_MESSAGES),
-            backend,
+            backend: counted,
         };
         device
             .write_register(config::COMMAND, command_of_host)
@@ -237,6 +238,7 @@ impl PciFunction for AssignedDevice {
         if self.gone {
             return data.fill(0xff);
         }
+        self.show_interrupts(offset, data.len());
         self.view.read(&*self.backend, offset, data);
     }
 
@@ -246,14 +248,6 @@ impl PciFunction for AssignedDevice {
         }
         let before = (self.guest_command(), self.guest_power());
         let decoded = self.decoded();
-        let control = |view: &ConfigView| {
-            let at = view
-                .book
-                .msix
-                .map(|msix| msix.offset + config::MSIX_CONTROL);
-            at.map(|at| view.space().u16(at))
-        };
-        let msix_before = control(&self.view);
         self.view.write(&*self.backend, offset, data);
         let is_reset = if self.view.book.asks_for_reset(offset, data) {
             self.begin_reset(Scope::Function, Pending::Reset);
@@ -261,12 +255,7 @@ impl PciFunction for AssignedDevice {
         } else {
             self.follow_power(before.1)
         };
-        let msix = control(&self.view);
-        if let (Some(interrupts), Some(value), false) = (&mut self.interrupts, msix, is_reset)
-            && msix != msix_before
-        {
-            interrupts.write_control(value);
-        }
+        let remap = self.follow_interrupts();
         let command = self.guest_command();
         let mastered = |command: u16| command & config::COMMAND_BUS_MASTER != 0;
         if mastered(before.0)
@@ -279,6 +268,7 @@ impl PciFunction for AssignedDevice {
         Effects {
             decoding: (before.0 ^ command) & (config::COMMAND_IO | config::COMMAND_MEMORY) != 0
                 || is_reset
+                || remap
                 || before.1 != self.guest_power()
                 || decoded != self.decoded(),
             bus_master: !mastered(before.0) && mastered(command),
@@ -319,6 +309,7 @@ impl PciFunction for AssignedDevice {
             }
             return;
         }
+        self.count_trap(bar, offset);
         let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };
@@ -326,7 +317,7 @@ impl PciFunction for AssignedDevice {
         for piece in pieces(emulated, offset, rest.len()) {
             let (now, later) = rest.split_at_mut(piece.size);
             rest = later;
-            match (piece.emulated, &self.interrupts) {
+            match (piece.emulated, self.interrupts.msix()) {
                 (None, _) => {
                     let region = bar.get().into();
                     if let Err(error) = self.backend.region_read(region, piece.offset, now) {
@@ -339,17 +330,22 @@ impl PciFunction for AssignedDevice {
                 (Some(_), None) => {}
             }
         }
+        self.interrupts.acknowledge();
     }
 
     fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
-        let Some(emulated) = self.bars.emulated(bar).filter(|_| !self.gone) else {
+        if self.gone {
+            return;
+        }
+        self.count_trap(bar, offset);
+        let Some(emulated) = self.bars.emulated(bar) else {
             return;
         };
         let mut rest = data;
         for piece in pieces(emulated, offset, data.len()) {
             let (now, later) = rest.split_at(piece.size);
             rest = later;
-            match (piece.emulated, &mut self.interrupts) {
+            match (piece.emulated, self.interrupts.msix_mut()) {
                 (None, _) => {
                     let region = bar.get().into();
                     if let Err(error) = self.backend.region_write(region, piece.offset, now) {
@@ -361,6 +357,7 @@ impl PciFunction for AssignedDevice {
                 (Some(_), _) => {}
             }
         }
+        self.interrupts.acknowledge();
     }
 
     fn reset(&mut self) -> Effects {
@@ -382,7 +379,7 @@ impl PciFunction for AssignedDevice {
         if self.gone {
             return Ok(());
         }
-        self.bars.unmap_stale(&reach.answering);
+        self.bars.unmap_stale(self.mappable(reach));
         if let Some(pending) = self.pending.take() {
             self.carry_out(pending);
         }
@@ -394,12 +391,14 @@ impl PciFunction for AssignedDevice {
         if !reach.bus_master {
             handed_on &= !config::COMMAND_BUS_MASTER;
         }
-        let answers = self.set_command(self.command_of_host | handed_on);
+        let answers = self.set_command(self.command_of_host() | handed_on);
         if power > self.power {
             self.set_power(power);
         }
+        // A device that has just woken up, or been reset, can interrupt again.
+        self.follow_interrupts();
         if answers && self.power == PowerState::D0 {
-            self.bars.map_decoded(&reach.answering);
+            self.bars.map_decoded(self.mappable(reach));
         }
         Ok(())
     }

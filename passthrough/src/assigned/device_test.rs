@@ -20,12 +20,27 @@ struct Setup {
 }
 
 fn assign(host: FakeDevice, journal: &Journal) -> Setup {
-    assign_with(host, AssignOptions::default(), journal)
+    assign_changed(host, AssignOptions::default(), journal, |_| {})
 }
 
-fn assign_with(host: FakeDevice, options: AssignOptions, journal: &Journal) -> Setup {
+fn assign_as(host: FakeDevice, options: AssignOptions, journal: &Journal) -> Setup {
+    assign_changed(host, options, journal, |_| {})
+}
+
+/// As [`assign`], with a router that is changed before.
+fn assign_with(host: FakeDevice, journal: &Journal, change: impl FnOnce(&FakeRouter)) -> Setup {
+    assign_changed(host, AssignOptions::default(), journal, change)
+}
+
+fn assign_changed(
+    host: FakeDevice,
+    options: AssignOptions,
+    journal: &Journal,
+    change: impl FnOnce(&FakeRouter),
+) -> Setup {
     let host = Arc::new(host);
     let router = Arc::new(FakeRouter::new(journal));
+    change(&router);
     let mapper = Arc::new(FakeMapper::new(journal));
     let space = Arc::new(FakeSpace::new(journal));
     let device = AssignedDevice::with_options(
@@ -144,7 +159,8 @@ fn a_new_device_is_silent() {
     );
     let calls = journal.take();
     assert_eq!(calls[0], "read 7 0x0 4096");
-    assert_eq!(calls[1..], ["mmap 0 0x0 0x2000", "write 7 0x4 [0, 5]"]);
+    let rest = ["line A new", "mmap 0 0x0 0x2000", "write 7 0x4 [0, 5]"];
+    assert_eq!(calls[1..], rest, "nothing is armed");
     assert_eq!(setup.device.bars()[0].size, 0x4000);
 }
 
@@ -375,5 +391,7 @@ mod rom;
 #[path = "fuzz_test.rs"]
 mod fuzz;
 
+#[path = "interrupts_test.rs"]
+mod interrupts;
 #[path = "surrender_test.rs"]
 mod surrender;

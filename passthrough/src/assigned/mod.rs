@@ -1,6 +1,7 @@
 //! An assigned device: the parts put together as a function of the guest.
 
 mod device;
+mod interrupts;
 mod options;
 mod power;
 mod reset;

@@ -1,5 +1,6 @@
 use super::AssignedDevice;
 use crate::config::{PowerState, Scope};
+use crate::vfio::DeviceBackend;
 
 /// A reset that the guest has seen and the device not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,9 +16,7 @@ impl AssignedDevice {
     /// Resets what the guest sees: its registers, and its interrupts. The
     /// device follows when the effects are settled.
     pub(super) fn begin_reset(&mut self, scope: Scope, pending: Pending) {
-        if let Some(interrupts) = &mut self.interrupts {
-            interrupts.reset();
-        }
+        self.reset_interrupts();
         self.view.reset(scope);
         // A whole reset does all that waking up does.
         if self.pending != Some(Pending::Reset) {

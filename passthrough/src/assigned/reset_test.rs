@@ -4,11 +4,13 @@
 use super::*;
 use crate::assigned::{AssignOptions, Placement};
 use crate::config::sample::{EVERYTHING, bars, config};
+use crate::vfio::IrqIndex;
 use proptest::prelude::*;
 
 const POWER: u16 = 0x44;
 const DEVICE_CONTROL: u16 = 0x88;
 const ADVANCED_CONTROL: u16 = 0x64;
+const MSI_CONTROL: u16 = 0x6a;
 const MSIX_CONTROL: u16 = 0xc2;
 const TABLE_BAR: u64 = 0xd000_0000;
 const NO_SOFT_RESET: u32 = 8;
@@ -33,7 +35,7 @@ fn everything(power: u32) -> Setup {
         placement: Placement::BehindPort,
         ..AssignOptions::default()
     };
-    assign_with(host, options, &journal)
+    assign_as(host, options, &journal)
 }
 
 impl Setup {
@@ -120,6 +122,38 @@ fn after_every_reset_registers_are_fresh_and_the_device_works_again() {
         assert_eq!(entry[12], 1, "{way:?}: masked");
         setup.start();
         setup.works();
+    }
+}
+
+#[test]
+fn after_every_reset_interrupts_of_all_kinds_are_as_after_reset() {
+    let kinds = [IrqIndex::Intx, IrqIndex::Msi, IrqIndex::Msix];
+    for (way, kind) in WAYS
+        .into_iter()
+        .flat_map(|way| kinds.map(|kind| (way, kind)))
+    {
+        let mut setup = everything(0);
+        setup.start();
+        let _ = setup.put(MSIX_CONTROL, 0);
+        let turn_on = |setup: &mut Setup| match kind {
+            IrqIndex::Msi => setup.put(MSI_CONTROL, 1),
+            IrqIndex::Msix => setup.put(MSIX_CONTROL, 0x8000),
+            _ => Effects::NONE,
+        };
+        let _ = turn_on(&mut setup);
+        assert_eq!(setup.host.kind_on(), Some(kind));
+        setup.reset_by(way);
+        // The guest goes on at once: what it writes waits for the reset.
+        setup.is_fresh(way);
+        assert_eq!(setup.u16(MSI_CONTROL), 0x0180, "{way:?}");
+        assert_eq!(setup.host.kind_on(), None, "{way:?} {kind:?}");
+        let _ = setup.put(4, 7);
+        let _ = turn_on(&mut setup);
+        assert_eq!(setup.host.kind_on(), None, "{way:?} {kind:?}");
+        setup.settle();
+        assert_eq!(setup.host.kind_on(), Some(kind), "{way:?}");
+        let closed = setup.host.config(4) & 0x400 != 0;
+        assert_eq!(closed, kind != IrqIndex::Intx, "{way:?} {kind:?}: the pin");
     }
 }
 
@@ -316,7 +350,7 @@ fn without_a_way_to_reset_there_is_none() {
         placement: Placement::BehindPort,
         ..AssignOptions::default()
     };
-    let mut setup = assign_with(host.without_reset(), options, &journal);
+    let mut setup = assign_as(host.without_reset(), options, &journal);
     assert_eq!(setup.u32(0x84) & 1 << 28, 0);
     assert_eq!(setup.u32(0x60) >> 24, 1);
     setup.start();

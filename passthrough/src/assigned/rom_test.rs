@@ -12,7 +12,7 @@ fn with_rom(size: usize, rom: RomSource) -> Setup {
         rom,
         ..AssignOptions::default()
     };
-    let setup = assign_with(host, options, &journal);
+    let setup = assign_as(host, options, &journal);
     journal.take();
     setup
 }

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::AssignedDevice;
 use crate::config;
+use crate::interrupt::CountedBackend;
 use crate::ports::HostMemory;
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
 
@@ -71,12 +72,14 @@ impl AssignedDevice {
             return Ok(());
         }
         let device = self.host;
+        self.last_stats = self.current_stats();
         self.silence();
         let memory = self.bars.take_memory();
         let areas: Vec<_> = memory.iter().map(Arc::downgrade).collect();
         drop(memory);
-        let backend = std::mem::replace(&mut self.backend, Arc::new(Absent));
-        let file = Arc::downgrade(&backend);
+        let absent = Arc::new(CountedBackend::new(Arc::new(Absent)));
+        let backend = std::mem::replace(&mut self.backend, absent);
+        let file = backend.downgrade();
         drop(backend);
 
         let areas = areas.iter().filter(|area| area.strong_count() > 0).count();
@@ -92,8 +95,8 @@ impl AssignedDevice {
     /// Interrupts off, then DMA off, then the BARs out of the guest. Nothing is
     /// left to do for the fields that are dropped after this.
     pub(super) fn silence(&mut self) {
-        self.interrupts = None;
-        let command = self.command.unwrap_or(self.command_of_host);
+        self.interrupts.shut_down();
+        let command = self.command_now() | config::COMMAND_INTX_DISABLE;
         self.set_command(command & !config::COMMAND_BUS_MASTER);
         self.bars.unmap_stale(&[]);
     }
@@ -158,6 +161,14 @@ impl DeviceBackend for Absent {
 
     fn disable_irqs(&self, _: IrqIndex) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn set_intx_unmask_event(&self, _: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
+        Err(DeviceError::Unmask(gone()))
+    }
+
+    fn unmask_intx(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::Unmask(gone()))
     }
 
     fn can_reset(&self) -> bool {

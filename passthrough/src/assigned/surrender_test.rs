@@ -73,6 +73,8 @@ fn everything_is_let_go_in_its_order() {
 fn what_the_guest_writes_afterwards_goes_nowhere() {
     let mut setup = at_work();
     let bars = setup.device.bars();
+    let stats = setup.device.interrupt_stats();
+    assert!(stats.armed > 0, "{stats:?}");
     // The test itself has the device still.
     let error = setup.device.surrender().unwrap_err();
     let device = "0000:01:00.0".parse().unwrap();
@@ -92,6 +94,7 @@ fn what_the_guest_writes_afterwards_goes_nowhere() {
     assert_eq!(setup.journal.take(), [""; 0]);
     assert!(setup.device.decoded().is_empty());
     assert_eq!(setup.device.bars(), bars, "what it was stays known");
+    assert_eq!(setup.device.interrupt_stats(), stats, "and what it cost");
     assert!(is_absent(&mut setup.device));
     assert!(!setup.host.raise(1), "no interrupt is armed");
 }

@@ -67,6 +67,14 @@ impl DeviceBackend for Regions {
         Ok(())
     }
 
+    fn set_intx_unmask_event(&self, _: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn unmask_intx(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn can_reset(&self) -> bool {
         false
     }

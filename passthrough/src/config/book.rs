@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use devices::pci::{BarInfo, ConfigSpace};
 
+use super::msi::MsiPlace;
 use super::msix::MsixCapability;
 use super::rule::{Access, Rule};
 use super::subject::Subject;
@@ -27,6 +28,8 @@ pub(crate) struct RuleBook {
     pub(crate) resets: Vec<ResetBit>,
     /// The power management capability.
     pub(crate) power: Option<u16>,
+    /// The MSI capability.
+    pub(crate) msi: Option<MsiPlace>,
     /// The MSI-X capability.
     pub(crate) msix: Option<MsixCapability>,
     /// The guest sees a PCI Express capability, so there is extended space.

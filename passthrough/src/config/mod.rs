@@ -6,7 +6,7 @@
 //! | `rule.rs` | what a rule is |
 //! | `subject.rs` | the device that they are applied to, and its place in the guest |
 //! | `standard.rs`, `extended.rs` | which capabilities the guest sees, and their chains |
-//! | `express.rs`, `msix.rs`, `power.rs`, `resizable.rs`, `size.rs` | single capabilities |
+//! | `express.rs`, `msi.rs`, `msix.rs`, `power.rs`, `resizable.rs`, `size.rs` | single capabilities |
 //! | `bar.rs`, `command.rs` | registers of the header |
 //! | `book.rs` | all rules of one device, in their places |
 //! | `view.rs` | the rules put to work |
@@ -20,6 +20,7 @@ mod book;
 mod command;
 mod express;
 mod extended;
+mod msi;
 mod msix;
 mod power;
 mod resizable;
@@ -36,14 +37,16 @@ pub(crate) use bar::discover as discover_bars;
 pub(crate) use bar::kind as bar_kind;
 pub(crate) use book::{Found, Placed, RuleBook};
 pub(crate) use command::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, STATUS,
+    STATUS_INTERRUPT, pin,
 };
+pub(crate) use msi::MsiPlace;
 #[cfg(test)]
 pub(crate) use msix::BarArea;
 pub(crate) use msix::{CONTROL as MSIX_CONTROL, MsixCapability};
 pub(crate) use power::{CAPABILITIES as POWER_CAPABILITIES, CONTROL as POWER_CONTROL, PowerState};
 pub(crate) use rule::Access;
-pub(crate) use subject::Subject;
+pub(crate) use subject::{Deliverable, Subject};
 pub(crate) use table::name_of;
 pub(crate) use view::{ConfigView, Scope, snapshot};
 

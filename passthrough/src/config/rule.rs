@@ -99,6 +99,8 @@ pub(super) enum When {
     BehindPort,
     /// The host can reset it.
     Reset,
+    /// Its interrupt pin can be delivered.
+    Pin,
     /// Its PCI Express capability has the second set of registers.
     Second,
     /// As `Second`, and the guest sees it behind a port.

@@ -7,6 +7,12 @@ use crate::fake::{FakeDevice, Journal, Operation};
 use devices::pci::{ConfigSpace, capabilities, extended_capabilities};
 use proptest::prelude::*;
 
+const ALL_KINDS: Deliverable = Deliverable {
+    pin: true,
+    msi: true,
+    msix: true,
+};
+
 struct Setup {
     journal: Journal,
     device: FakeDevice,
@@ -24,7 +30,7 @@ fn show(values: &ConfigSpace, placement: Placement) -> Result<Setup, ConfigError
         bars: &bars,
         placement,
         can_reset: true,
-        has_msix: true,
+        deliverable: ALL_KINDS,
     })?;
     let view = ConfigView::new(&snapshot, book);
     journal.take();
@@ -64,14 +70,13 @@ fn each_kind_is_shown_or_hidden_for_its_reason() {
         let read = |at, data: &mut [u8]| setup.view.read(&setup.device, at, data);
         capabilities(read).map(|one| one.id).collect()
     };
-    assert_eq!(standard, [0x01, 0x03, 0x09, 0x13, 0x10, 0x11, 0x12]);
+    assert_eq!(standard, [0x01, 0x03, 0x09, 0x13, 0x05, 0x10, 0x11, 0x12]);
     let extended: Vec<_> = {
         let read = |at, data: &mut [u8]| setup.view.read(&setup.device, at, data);
         extended_capabilities(read).map(|one| one.id).collect()
     };
     assert_eq!(extended, [0x01, 0x03, 0x18, 0x02, 0x15, 0x0b, 0x23]);
     for (offset, word) in [
-        (0x68, "MSI-X"),
         (0xcc, "bus"),
         (0xd4, "addresses of the host"),
         (0x140, "virtual functions"),
@@ -88,6 +93,46 @@ fn each_kind_is_shown_or_hidden_for_its_reason() {
             assert_eq!(setup.view.space().u8(at), 0, "{at:#x}");
         }
     }
+}
+
+#[test]
+fn msi_has_the_registers_that_its_control_register_names() {
+    // The control register, as the guest has it, and what can be written of
+    // the five registers behind it.
+    for (control, shown, writable) in [
+        (0x0000, 0x0000, [0xffff_fffc, 0xffff, 0, 0, 0]),
+        (0x0082, 0x0082, [0xffff_fffc, u32::MAX, 0xffff, 0, 0]),
+        (0x0104, 0x0104, [0xffff_fffc, 0xffff, 0xf, 0, 0]),
+        // A reserved number of vectors; extended message data.
+        (0x078f, 0x018a, [0xffff_fffc, u32::MAX, 0xffff, u32::MAX, 0]),
+    ] {
+        let mut values = config(EVERYTHING);
+        values.set(0x6a, &u16::to_le_bytes(control));
+        let mut setup = show(&values, Placement::BehindPort).unwrap();
+        assert_eq!(setup.u32(0x68) >> 16, shown, "{control:#x}");
+        setup.journal.take();
+        for (at, writable) in (0x6c_u16..).step_by(4).zip(writable) {
+            if at < 0x68 + setup.view.book.msi.unwrap().capability.size() {
+                setup.write(at, u32::MAX);
+                assert_eq!(setup.u32(at), writable, "{control:#x} at {at:#x}");
+            }
+        }
+        setup.write(0x68, u32::MAX);
+        assert_eq!(setup.u32(0x68) >> 16, shown | 0x0071, "{control:#x}");
+        assert_eq!(setup.journal.take(), [""; 0], "the device knows nothing");
+    }
+}
+
+#[test]
+fn msi_that_runs_into_the_next_capability_is_hidden() {
+    let mut values = config(EVERYTHING);
+    // Vendor-specific at 0x78, where the mask bits would be.
+    values.set(0x68, &0x0180_7805_u32.to_le_bytes());
+    values.set(0x78, &0x0008_8009_u32.to_le_bytes());
+    let setup = show(&values, Placement::BehindPort).unwrap();
+    assert_eq!(setup.hidden(0x68), Some(crate::config::standard::CUT_SHORT));
+    assert_eq!(setup.view.book.msi, None);
+    assert_eq!(setup.view.space().u32(0x6c), 0);
 }
 
 #[test]
@@ -445,7 +490,7 @@ proptest! {
             bars: &[bar],
             placement: Placement::RootBus,
             can_reset: false,
-            has_msix: false,
+            deliverable: Deliverable::default(),
         }).unwrap();
         let mut view = ConfigView::new(&snapshot, book);
         let device = FakeDevice::new(&snapshot, 256, &[], &Journal::default()).unwrap();

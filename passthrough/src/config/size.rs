@@ -2,15 +2,11 @@
 
 use devices::pci::ConfigSpace;
 
+use super::msi::MsiPlace;
+
 /// Longer with 64-bit addresses and with masks (PCIe 6.0 §7.7.1).
 pub(super) fn msi(config: &ConfigSpace, at: u16) -> u16 {
-    let control = config.u16(at + 2);
-    match (control >> 7 & 1, control >> 8 & 1) {
-        (0, 0) => 0x0a,
-        (_, 0) => 0x0e,
-        (0, _) => 0x14,
-        _ => 0x18,
-    }
+    MsiPlace::read(config, at).capability.size()
 }
 
 /// Longer with error correction (PCI-X 2.0 §7.2.3).

@@ -4,6 +4,7 @@ use devices::pci::{Capability, capabilities};
 
 use super::book::{Found, ResetBit, RuleBook};
 use super::express::Express;
+use super::msi::MsiPlace;
 use super::msix::MsixCapability;
 use super::rule::{Access, Rule};
 use super::subject::Subject;
@@ -19,6 +20,7 @@ const STATUS: u16 = 0x06;
 const STATUS_LIST: u32 = 1 << 4;
 
 const POWER_MANAGEMENT: u8 = 0x01;
+const MSI: u8 = 0x05;
 const VENDOR_SPECIFIC: u8 = 0x09;
 const PCI_EXPRESS: u8 = 0x10;
 const MSI_X: u8 = 0x11;
@@ -29,6 +31,9 @@ const ADVANCED_FEATURES: u8 = 0x13;
 pub(super) const CUT_SHORT: &str = "it runs into the next one, or past the end";
 /// Why a second capability of a kind is hidden.
 pub(super) const SECOND: &str = "only the first of a kind counts";
+
+/// Why messages that the device can send are hidden.
+const NOT_DELIVERED: &str = "the host can't deliver its interrupts";
 
 /// What a guest gets of a capability: the rules, or the reason why nothing.
 pub(super) type Decision = Result<Vec<Rule>, &'static str>;
@@ -97,6 +102,10 @@ pub(super) fn extent(
     let (size, least) = match kind.map_or(Size::Unknown, |kind| kind.size) {
         Size::Fixed(size) => (size, size),
         Size::Read(read, least) => (read(subject.snapshot, offset), least),
+        Size::Whole(read) => {
+            let size = read(subject.snapshot, offset);
+            (size, size)
+        }
         Size::Unknown => (room, 0),
     };
     match room {
@@ -135,7 +144,13 @@ fn decide(
             }
             Err(why) => return Ok(Err(why)),
         },
-        MSI_X if !subject.has_msix => return Ok(Err("the host can't deliver its interrupts")),
+        MSI if !subject.deliverable.msi => return Ok(Err(NOT_DELIVERED)),
+        MSI => {
+            let msi = MsiPlace::read(snapshot, offset);
+            rules.extend(msi.rules());
+            book.msi = Some(msi);
+        }
+        MSI_X if !subject.deliverable.msix => return Ok(Err(NOT_DELIVERED)),
         MSI_X => book.msix = Some(MsixCapability::read(snapshot, offset, subject.bars)?),
         // The registers' place: a BAR by its number, or right behind.
         SATA if snapshot.u8(offset + 4) & 0xf == 0xf => {

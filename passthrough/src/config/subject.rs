@@ -20,8 +20,19 @@ pub(crate) struct Subject<'a> {
     pub(crate) placement: Placement,
     /// The host can reset it.
     pub(crate) can_reset: bool,
-    /// The host can deliver its MSI-X.
-    pub(crate) has_msix: bool,
+    /// Which of its interrupts can be delivered.
+    pub(crate) deliverable: Deliverable,
+}
+
+/// Which kinds of a device's interrupts can be delivered to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deliverable {
+    /// The interrupt pin.
+    pub(crate) pin: bool,
+    /// MSI.
+    pub(crate) msi: bool,
+    /// MSI-X.
+    pub(crate) msix: bool,
 }
 
 /// Where a device's PCI Express capability is.
@@ -77,6 +88,7 @@ impl Subject<'_> {
             When::RootBus => !behind_port,
             When::BehindPort => behind_port,
             When::Reset => self.can_reset,
+            When::Pin => self.deliverable.pin,
             When::Second => second,
             When::SecondBehindPort => second && behind_port,
         };

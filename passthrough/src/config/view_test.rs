@@ -1,6 +1,6 @@
 use super::*;
 use crate::assigned::Placement;
-use crate::config::{COMMAND, ConfigError, Subject, discover_bars};
+use crate::config::{COMMAND, ConfigError, Deliverable, Subject, discover_bars};
 use crate::fake::{FakeDevice, Journal, Operation};
 use devices::pci::{BarIndex, BarInfo, BarKind, capabilities, extended_capabilities};
 use proptest::prelude::*;
@@ -9,6 +9,29 @@ struct Setup {
     journal: Journal,
     device: FakeDevice,
     view: ConfigView,
+}
+
+const ALL_KINDS: Deliverable = Deliverable {
+    pin: true,
+    msi: true,
+    msix: true,
+};
+
+fn view(
+    device: &FakeDevice,
+    taken: &ConfigSpace,
+    bars: &[BarInfo],
+    placement: Placement,
+    deliverable: Deliverable,
+) -> Result<ConfigView, ConfigError> {
+    let book = RuleBook::new(&Subject {
+        snapshot: taken,
+        bars,
+        placement,
+        can_reset: device.can_reset(),
+        deliverable,
+    })?;
+    Ok(ConfigView::new(taken, book))
 }
 
 fn show(device: FakeDevice, journal: &Journal) -> Result<Setup, ConfigError> {
@@ -22,14 +45,7 @@ fn show_at(
 ) -> Result<Setup, ConfigError> {
     let taken = snapshot(&device).unwrap();
     let bars = discover_bars(&device, &taken)?;
-    let book = RuleBook::new(&Subject {
-        snapshot: &taken,
-        bars: &bars,
-        placement,
-        can_reset: device.can_reset(),
-        has_msix: true,
-    })?;
-    let view = ConfigView::new(&taken, book);
+    let view = view(&device, &taken, &bars, placement, ALL_KINDS)?;
     journal.take();
     let journal = journal.clone();
     Ok(Setup {
@@ -110,7 +126,7 @@ fn the_header_of_an_nvme() {
     assert_eq!(setup.u32(0x10), 4, "64 bits, no address");
     assert_eq!(setup.u32(0x2c), 0x1100_1af4);
     assert_eq!(setup.u32(0x30), 0, "no ROM");
-    assert_eq!(setup.u16(0x3c), 0, "no pin");
+    assert_eq!(setup.u16(0x3c), 0x100, "INTA#, and no notes yet");
     assert_eq!(setup.journal.take(), [""; 0], "nothing is the device's");
 }
 
@@ -126,10 +142,8 @@ fn the_capabilities_of_an_nvme() {
     let mut setup = nvme();
     assert_eq!(
         setup.list(),
-        [(0x11, 0x40), (0x01, 0x60), (0x10, 0x80)],
-        "no MSI"
+        [(0x11, 0x40), (0x05, 0x50), (0x01, 0x60), (0x10, 0x80)]
     );
-    assert_eq!(setup.u32(0x50), 0, "nothing is left of it");
     let extended = [(0, 0x100), (1, 0x140), (3, 0x180)];
     assert_eq!(
         setup.extended_list(),
@@ -139,6 +153,45 @@ fn the_capabilities_of_an_nvme() {
     assert_eq!(setup.u32(0x104), 0);
     assert_eq!(setup.u32(0x184), 0x5566_7788);
     assert_eq!(setup.view.book.msix.unwrap().vectors, 65);
+}
+
+#[test]
+fn what_is_not_delivered_is_not_offered() {
+    let journal = Journal::default();
+    let device = FakeDevice::nvme(&journal).unwrap();
+    let taken = snapshot(&device).unwrap();
+    let bars = discover_bars(&device, &taken).unwrap();
+    let nothing = Deliverable::default();
+    let mut view = view(&device, &taken, &bars, Placement::RootBus, nothing).unwrap();
+    assert_eq!((view.book.msi, view.book.msix.is_none()), (None, true));
+    assert_eq!(view.space().u8(0x3d), 0, "no pin");
+    let list = capabilities(|at, data: &mut [u8]| view.read(&device, at, data));
+    let ids: Vec<_> = list.map(|capability| capability.id).collect();
+    assert_eq!(ids, [0x01, 0x10]);
+    assert_eq!(view.space().u32(0x50), 0, "nothing is left of MSI");
+}
+
+#[test]
+fn what_the_guest_writes_about_msi_stays_here() {
+    let mut setup = nvme();
+    setup.write(0x52, &[0xff; 2]);
+    setup.write(0x54, &[0xff; 8]);
+    setup.write(0x5c, &[0xff; 4]);
+    assert_eq!(setup.u32(0x50), 0x00f1_6005, "64 bits, one vector");
+    assert_eq!(setup.u32(0x54), 0xffff_fffc);
+    assert_eq!((setup.u32(0x58), setup.u32(0x5c)), (u32::MAX, 0xffff));
+    assert!(
+        setup
+            .view
+            .book
+            .msi
+            .unwrap()
+            .state(setup.view.space())
+            .is_enabled()
+    );
+    assert!(setup.journal.take().is_empty(), "the device knows nothing");
+    setup.view.reset(Scope::Function);
+    assert_eq!((setup.u32(0x50), setup.u32(0x54)), (0x0080_6005, 0));
 }
 
 #[test]
@@ -283,7 +336,7 @@ fn reset_restores_what_is_the_guests() {
     setup.view.reset(Scope::Function);
     assert_eq!(
         (setup.u16(COMMAND), setup.u32(0x10), setup.u16(0x3c)),
-        (0, 4, 0)
+        (0, 4, 0x100)
     );
 }
 
@@ -322,7 +375,8 @@ proptest! {
         if let Ok(mut setup) = device(&registers) {
             setup.u32(offset);
             for (id, at) in setup.list() {
-                prop_assert!([1, 3, 9, 0x10, 0x11, 0x12, 0x13].contains(&id), "{:#x}", at);
+                let known = [1, 3, 5, 9, 0x10, 0x11, 0x12, 0x13];
+                prop_assert!(known.contains(&id), "{:#x}", at);
             }
             for (id, _) in setup.extended_list() {
                 prop_assert!([0, 1, 2, 3, 9, 0x0b, 0x15, 0x18, 0x23].contains(&id));

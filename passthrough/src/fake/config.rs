@@ -1,10 +1,17 @@
 use std::collections::BTreeMap;
 
-use devices::pci::{BarInfo, ConfigSpace, Register, capabilities, extended_capabilities};
+use devices::pci::{
+    BarInfo, ConfigSpace, InterruptPin, MsiCapability, Register, capabilities,
+    extended_capabilities,
+};
 
 const COMMAND: u16 = 0x04;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
+const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+const STATUS: u16 = 0x06;
+const STATUS_INTERRUPT: u16 = 1 << 3;
+const INTERRUPT_PIN: u16 = 0x3d;
 const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
 const DEVCAP_FLR: u32 = 1 << 28;
 const POWER_STATE: u16 = 3;
@@ -30,6 +37,7 @@ pub(super) struct FakeConfig {
     space: ConfigSpace,
     power: Option<u16>,
     express: Option<u16>,
+    msi: Option<u16>,
     msix: Option<u16>,
     advanced: Option<u16>,
     product_data: Option<u16>,
@@ -49,6 +57,7 @@ impl FakeConfig {
             space: ConfigSpace::new(),
             power: None,
             express: None,
+            msi: None,
             msix: None,
             advanced: None,
             product_data: None,
@@ -103,7 +112,11 @@ impl FakeConfig {
                 self.permit(at + 4, 4, u32::MAX);
                 self.product_data = Some(at);
             }
-            0x05 => close(self, 0x18),
+            0x05 => {
+                let size = MsiCapability::from_control(self.space.u16(at + 2)).size();
+                close(self, size);
+                self.msi = Some(at);
+            }
             0x09 => close(self, 3),
             0x10 => {
                 close(self, 0x3c);
@@ -250,6 +263,42 @@ impl FakeConfig {
     /// Whether the device may send requests.
     pub(super) fn is_bus_master(&self) -> bool {
         self.space.u16(COMMAND) & COMMAND_BUS_MASTER != 0
+    }
+
+    /// Whether the user turned the interrupt pin off.
+    pub(super) fn intx_is_disabled(&self) -> bool {
+        self.space.u16(COMMAND) & COMMAND_INTX_DISABLE != 0
+    }
+
+    /// Whether the function has an interrupt pin.
+    pub(super) fn has_pin(&self) -> bool {
+        InterruptPin::from_register(self.space.u8(INTERRUPT_PIN)).is_some()
+    }
+
+    /// Shows whether the device asserts its pin.
+    pub(super) fn show_interrupt(&mut self, asserted: bool) {
+        let mut status = self.space.u16(STATUS) & !STATUS_INTERRUPT;
+        if asserted {
+            status |= STATUS_INTERRUPT;
+        }
+        self.space.set(STATUS, &status.to_le_bytes());
+    }
+
+    /// How many MSI vectors the function has.
+    pub(super) fn msi_vectors(&self) -> u32 {
+        let control = self.msi.map(|at| self.space.u16(at + 2));
+        control.map_or(0, |control| {
+            MsiCapability::from_control(control).vectors().into()
+        })
+    }
+
+    /// Shows the pending bits of MSI, where there are any.
+    pub(super) fn show_msi_pending(&mut self, pending: u32) {
+        let Some(at) = self.msi else { return };
+        let capability = MsiCapability::from_control(self.space.u16(at + 2));
+        if let Some(offset) = capability.pending() {
+            self.space.set(at + offset, &pending.to_le_bytes());
+        }
     }
 
     /// Vectors, table pointer and pending bits pointer of MSI-X.

@@ -6,7 +6,8 @@ use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, Register};
 
 use super::Journal;
 use super::config::{Aftermath, FakeConfig};
-use super::msix::{FakeMsix, PENDING_BYTES};
+use super::interrupts::FakeInterrupts;
+use super::msix::PENDING_BYTES;
 use crate::ports::HostMemory;
 use crate::sys::{self, Mapping};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
@@ -27,14 +28,17 @@ pub enum Operation {
     SetIrqs,
     /// [`DeviceBackend::disable_irqs`].
     DisableIrqs,
+    /// [`DeviceBackend::set_intx_unmask_event`] and
+    /// [`DeviceBackend::unmask_intx`].
+    Unmask,
     /// [`DeviceBackend::reset`].
     Reset,
 }
 
 #[derive(Debug)]
-struct State {
-    config: FakeConfig,
-    msix: FakeMsix,
+pub(super) struct State {
+    pub(super) config: FakeConfig,
+    pub(super) interrupts: FakeInterrupts,
     refusals: Vec<(Operation, i32)>,
 }
 
@@ -48,6 +52,9 @@ struct State {
 /// * MSI-X: off, or on with a set of host vectors, which can grow (or not, see
 ///   [`Self::no_resize`]) up to [`Self::only_vectors`]; short allocations and
 ///   all-or-nothing as the kernel has them;
+/// * MSI: the same, but all host vectors come when it is turned on;
+/// * the pin: masked each time that it fires, unmasked by call, by event and
+///   by the command register; only one kind of interrupt can be on;
 /// * reset: clears the memory, wakes the device, keeps config space, as the
 ///   kernel restores it. A way from D3hot to D0 does the same, unless the
 ///   device keeps its settings.
@@ -80,7 +87,7 @@ impl FakeDevice {
         journal: &Journal,
     ) -> io::Result<Self> {
         let config = FakeConfig::new(values, bars);
-        let msix = FakeMsix::new(config.msix().map_or(0, |(vectors, ..)| vectors.into()));
+        let interrupts = FakeInterrupts::new(&config);
         let page = sys::page_size();
         let mut device = Self {
             journal: journal.clone(),
@@ -88,11 +95,11 @@ impl FakeDevice {
             memory: vec![None; 6],
             memory_bars: vec![false; 6],
             rom: Vec::new(),
-            vectors: msix.vectors,
+            vectors: interrupts.msix.vectors,
             no_resize: false,
             can_reset: true,
             state: Mutex::new(State {
-                msix,
+                interrupts,
                 config,
                 refusals: Vec::new(),
             }),
@@ -171,15 +178,20 @@ impl FakeDevice {
     #[must_use]
     pub fn no_resize(mut self) -> Self {
         self.no_resize = true;
-        self.state().msix.no_resize = true;
+        self.state().interrupts.msix.no_resize = true;
         self
     }
 
     /// On a host that has only so many vectors left.
     #[must_use]
     pub fn only_vectors(self, available: u32) -> Self {
-        self.state().msix.available = available;
+        self.leave_vectors(available);
         self
+    }
+
+    /// From now on the host has only so many vectors left.
+    pub fn leave_vectors(&self, available: u32) {
+        self.state().interrupts.limit(available);
     }
 
     /// Without a way to reset it.
@@ -216,14 +228,6 @@ impl FakeDevice {
         self.state().refusals.push((operation, errno));
     }
 
-    /// The device raises MSI-X vector `vector`: it signals the event, or sets
-    /// its pending bit while the vector has none. Says whether it signalled.
-    pub fn raise(&self, vector: u32) -> bool {
-        let mut state = self.state();
-        let may_signal = state.config.is_bus_master();
-        state.msix.raise(vector, may_signal)
-    }
-
     /// What the guest's bus would read at `offset` of a BAR's memory.
     pub fn memory(&self, bar: BarIndex, offset: u64) -> u8 {
         let mut data = [0xff];
@@ -245,18 +249,15 @@ impl FakeDevice {
         self.state().config.set(offset, data);
     }
 
-    /// How many host vectors are allocated; nothing while MSI-X is off.
-    pub fn host_vectors(&self) -> Option<usize> {
-        self.state().msix.host_vectors()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reset_now(&self, state: &mut State) {
         state.config.reset();
-        state.msix.pending = [0; PENDING_BYTES];
+        state.follow_command();
+        state.interrupts.reset();
+        state.show_interrupts();
         for memory in self.memory.iter().flatten() {
             memory.write(0, &vec![0; memory.size()]);
         }
@@ -293,7 +294,7 @@ impl FakeDevice {
             if Self::holds(table, u64::from(vectors) * 16, region, at).is_some() {
                 *byte = 0xff;
             } else if let Some(within) = Self::holds(pba, PENDING_BYTES as u64, region, at) {
-                *byte = state.msix.pending[within as usize];
+                *byte = state.interrupts.msix.pending[within as usize];
             }
         }
         Ok(())
@@ -304,7 +305,9 @@ impl FakeDevice {
             .note(format!("write {region} {offset:#x} {data:x?}"));
         let mut state = self.access(Operation::Write, region, offset, data.len())?;
         if region == CONFIG_REGION {
-            if state.config.write(offset as u16, data) == Aftermath::Reset {
+            let aftermath = state.config.write(offset as u16, data);
+            state.follow_command();
+            if aftermath == Aftermath::Reset {
                 self.reset_now(&mut state);
             }
             return Ok(());
@@ -416,8 +419,10 @@ impl DeviceBackend for FakeDevice {
     fn irq(&self, index: IrqIndex) -> Option<IrqInfo> {
         let count = match index {
             IrqIndex::Msix => self.vectors,
-            IrqIndex::Intx | IrqIndex::Request => 1,
-            IrqIndex::Msi | IrqIndex::Error => 0,
+            IrqIndex::Intx => self.state().config.has_pin().into(),
+            IrqIndex::Msi => self.state().interrupts.msi.vectors,
+            IrqIndex::Request => 1,
+            IrqIndex::Error => 0,
         };
         let no_resize = match index {
             IrqIndex::Msix => self.no_resize,
@@ -437,12 +442,9 @@ impl DeviceBackend for FakeDevice {
         self.journal
             .note(format!("set_irqs {index:?} {start} {shape}"));
         let count = events.len() as u32;
-        let result = match index {
-            IrqIndex::Msix => self
-                .permit(Operation::SetIrqs)
-                .and_then(|mut state| state.msix.set(start, events)),
-            _ => self.permit(Operation::SetIrqs).map(|_| 0),
-        };
+        let result = self
+            .permit(Operation::SetIrqs)
+            .and_then(|mut state| state.set_irqs(index, start, events));
         match result {
             Ok(0) => Ok(()),
             Ok(available) => Err(DeviceError::ShortOfVectors {
@@ -468,10 +470,23 @@ impl DeviceBackend for FakeDevice {
             count: 0,
             source,
         })?;
-        if index == IrqIndex::Msix {
-            state.msix.disable();
-        }
+        state.interrupts.turn_off(index);
         Ok(())
+    }
+
+    fn set_intx_unmask_event(&self, event: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
+        let shape = if event.is_some() { 'x' } else { '-' };
+        self.journal.note(format!("unmask_event {shape}"));
+        self.permit(Operation::Unmask)
+            .and_then(|mut state| state.interrupts.intx.set_unmask(event))
+            .map_err(DeviceError::Unmask)
+    }
+
+    fn unmask_intx(&self) -> Result<(), DeviceError> {
+        self.journal.note("unmask");
+        self.permit(Operation::Unmask)
+            .and_then(|mut state| state.interrupts.intx.unmask())
+            .map_err(DeviceError::Unmask)
     }
 
     fn can_reset(&self) -> bool {

@@ -5,7 +5,11 @@
 
 mod config;
 mod device;
+mod interrupts;
+mod intx;
 mod journal;
+mod line;
+mod msi;
 mod msix;
 mod ports;
 

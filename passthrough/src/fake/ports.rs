@@ -1,13 +1,17 @@
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Journal;
+use super::line::FakeLines;
 use crate::iommu::{AddressSpace, IovaRange, MapError, Peers, SpaceLimits};
 use crate::ports::{
-    HostMemory, InterruptRoute, InterruptRouter, MemoryMapper, MemoryMapping, MsiMessage, PortError,
+    HostMemory, InterruptLine, InterruptPin, InterruptRoute, InterruptRouter, MemoryMapper,
+    MemoryMapping, MsiMessage, PortError,
 };
 use crate::sys;
 
@@ -15,16 +19,44 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the routes of a [`FakeRouter`] share: the connected ones by number.
-type Connected = Arc<Mutex<BTreeMap<u32, (File, MsiMessage)>>>;
+/// What the routes of a [`FakeRouter`] share.
+#[derive(Debug, Default)]
+struct Connected {
+    /// The connected ones by number.
+    routes: BTreeMap<u32, (File, MsiMessage)>,
+    /// What the guest got before routes were changed.
+    delivered: Vec<MsiMessage>,
+}
+
+impl Connected {
+    /// Connects a route, or disconnects it. What was signalled before has been
+    /// delivered as it was.
+    fn set(&mut self, number: u32, route: Option<(File, MsiMessage)>) {
+        if let Some((mut event, message)) = self.routes.remove(&number)
+            && drain(&mut event) > 0
+        {
+            self.delivered.push(message);
+        }
+        if let Some(route) = route {
+            self.routes.insert(number, route);
+        }
+    }
+}
 
 /// Routes with real events and a guest that takes notes.
+///
+/// As a plain embedder has it: there is one table of routes, which is written
+/// as a whole for each [`InterruptRoute::connect`], but once for each
+/// [`InterruptRouter::connect_all`].
 #[derive(Debug, Default)]
 pub struct FakeRouter {
     journal: Journal,
-    connected: Connected,
+    connected: Arc<Mutex<Connected>>,
     made: Mutex<u32>,
     routes_left: Mutex<Option<u32>>,
+    tables: Arc<AtomicU64>,
+    refuse_connects: Arc<AtomicU64>,
+    lines: FakeLines,
 }
 
 impl FakeRouter {
@@ -41,16 +73,53 @@ impl FakeRouter {
         *lock(&self.routes_left) = Some(routes);
     }
 
-    /// The messages that the guest gets now: those of connected routes whose
-    /// event was signalled, by route.
+    /// The messages that the guest got since it was last asked, once for all
+    /// signals of a route.
     pub fn delivered(&self) -> Vec<MsiMessage> {
-        let mut messages = Vec::new();
-        for (event, message) in lock(&self.connected).values_mut() {
+        let mut connected = lock(&self.connected);
+        let mut messages = std::mem::take(&mut connected.delivered);
+        for (event, message) in connected.routes.values_mut() {
             if drain(event) > 0 {
                 messages.push(*message);
             }
         }
         messages
+    }
+
+    /// How often the table of routes has been written.
+    pub fn tables(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Has no interrupt lines.
+    pub fn without_lines(&self) {
+        self.lines.none();
+    }
+
+    /// Has lines that don't learn when the guest acknowledges.
+    pub fn without_resampling(&self) {
+        self.lines.deaf();
+    }
+
+    /// Refuses the next so many connections of the line.
+    pub fn refuse_lines(&self, connections: u64) {
+        self.lines.refuse_connects(connections);
+    }
+
+    /// Whether the function's line is asserted now.
+    pub fn line_is_asserted(&self) -> bool {
+        self.lines.is_asserted()
+    }
+
+    /// The guest acknowledges the interrupt of the function's line, which is
+    /// let go. To be followed by [`super::FakeDevice::see_unmask`].
+    pub fn acknowledge_line(&self) {
+        self.lines.acknowledge();
+    }
+
+    /// Refuses the next so many connections.
+    pub fn refuse_connects(&self, connections: u64) {
+        self.refuse_connects.store(connections, Ordering::Relaxed);
     }
 }
 
@@ -76,7 +145,28 @@ impl InterruptRouter for FakeRouter {
             event: File::from(sys::event()?),
             journal: self.journal.clone(),
             connected: Arc::clone(&self.connected),
+            tables: Arc::clone(&self.tables),
+            refuse_connects: Arc::clone(&self.refuse_connects),
         }))
+    }
+
+    fn connect_all(
+        &self,
+        routes: &mut [(&mut dyn InterruptRoute, MsiMessage)],
+    ) -> Vec<Result<(), PortError>> {
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        let set = |(route, message): &mut (&mut dyn InterruptRoute, MsiMessage)| {
+            let route: &mut dyn Any = *route;
+            match route.downcast_mut::<FakeRoute>() {
+                Some(route) => route.set(*message),
+                None => Err("a route of another router".into()),
+            }
+        };
+        routes.iter_mut().map(set).collect()
+    }
+
+    fn new_line(&self, pin: InterruptPin) -> Result<Option<Box<dyn InterruptLine>>, PortError> {
+        self.lines.new_line(pin, &self.journal)
     }
 }
 
@@ -85,7 +175,28 @@ struct FakeRoute {
     number: u32,
     event: File,
     journal: Journal,
-    connected: Connected,
+    connected: Arc<Mutex<Connected>>,
+    tables: Arc<AtomicU64>,
+    refuse_connects: Arc<AtomicU64>,
+}
+
+impl FakeRoute {
+    fn set(&self, message: MsiMessage) -> Result<(), PortError> {
+        let (number, data) = (self.number, message.data);
+        self.journal
+            .note(format!("route {number} connect {data:#x}"));
+        let left = |left: u64| left.checked_sub(1);
+        let refuse = &self.refuse_connects;
+        if refuse
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+            .is_ok()
+        {
+            return Err("told to refuse".into());
+        }
+        let event = self.event.try_clone()?;
+        lock(&self.connected).set(number, Some((event, message)));
+        Ok(())
+    }
 }
 
 impl InterruptRoute for FakeRoute {
@@ -94,18 +205,14 @@ impl InterruptRoute for FakeRoute {
     }
 
     fn connect(&mut self, message: MsiMessage) -> Result<(), PortError> {
-        let (number, data) = (self.number, message.data);
-        self.journal
-            .note(format!("route {number} connect {data:#x}"));
-        let event = self.event.try_clone()?;
-        lock(&self.connected).insert(number, (event, message));
-        Ok(())
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.set(message)
     }
 
     fn disconnect(&mut self) -> Result<(), PortError> {
         self.journal
             .note(format!("route {} disconnect", self.number));
-        lock(&self.connected).remove(&self.number);
+        lock(&self.connected).set(self.number, None);
         Ok(())
     }
 
@@ -122,7 +229,7 @@ impl InterruptRoute for FakeRoute {
 impl Drop for FakeRoute {
     fn drop(&mut self) {
         self.journal.note(format!("route {} drop", self.number));
-        lock(&self.connected).remove(&self.number);
+        lock(&self.connected).set(self.number, None);
     }
 }
 

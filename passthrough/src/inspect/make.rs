@@ -13,7 +13,8 @@ use super::data::{
 use super::{compare, decode, parts};
 use crate::assigned::Placement;
 use crate::config::{
-    Access, ConfigError, ConfigView, Found, MsixCapability, RuleBook, Subject, name_of,
+    self, Access, ConfigError, ConfigView, Deliverable, Found, MsixCapability, RuleBook, Subject,
+    name_of,
 };
 use crate::host::SurveyError;
 use crate::vfio::{DeviceError, RegionArea};
@@ -88,7 +89,12 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
     let placement = facts
         .placement
         .unwrap_or_else(|| Placement::natural_by(|at, data| snapshot.read(at, data)));
-    let [_, _, msix_vectors, ..] = facts.vectors;
+    let [pins, msi_vectors, msix_vectors, ..] = facts.vectors;
+    let deliverable = Deliverable {
+        pin: pins > 0 && config::pin(snapshot).is_some(),
+        msi: msi_vectors > 0,
+        msix: msix_vectors > 0,
+    };
     let book = match &facts.bars {
         _ if facts.physical.len() < STANDARD => Err(format!(
             "only {} bytes of its config space could be read: run as root to see the rest",
@@ -100,7 +106,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
             bars,
             placement,
             can_reset: facts.can_reset,
-            has_msix: msix_vectors > 0,
+            deliverable,
         })
         .map_err(|error| error.to_string()),
     };
@@ -119,9 +125,15 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
         differences: Vec::new(),
     };
     let mut msix = None;
+    let mut delivered = [0; 3];
     match book {
         Ok(book) => {
             msix = book.msix;
+            delivered = [
+                deliverable.pin.into(),
+                book.msi.map_or(0, |msi| msi.capability.vectors().into()),
+                book.msix.map_or(0, |msix| msix.vectors.into()),
+            ];
             inspection.registers = registers(&book);
             inspection.capabilities = shown_capabilities(snapshot, &book);
             let view = ConfigView::new(snapshot, book);
@@ -145,7 +157,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
     inspection.regions = regions
         .map(|region| self::region(region, bars, msix.as_ref(), inspection.guest.is_some()))
         .collect();
-    inspection.interrupts = interrupts(facts.vectors, msix.as_ref());
+    inspection.interrupts = interrupts(facts.vectors, delivered);
     inspection
 }
 
@@ -308,22 +320,15 @@ fn region(
     }
 }
 
-/// The kinds of interrupts that there are, and what becomes of them.
-fn interrupts(vectors: [u32; 5], msix: Option<&MsixCapability>) -> Vec<Interrupt> {
+/// The kinds of interrupts that there are, and what becomes of them: how many
+/// of pin, MSI and MSI-X reach the guest.
+fn interrupts(vectors: [u32; 5], [pins, msi, msix]: [u32; 3]) -> Vec<Interrupt> {
+    const FEWER: &str = "the host has fewer vectors to give, or none that a guest can use";
     const OURS: &str = "it is the host's word to airlock and not to the guest";
-    let shown = msix.map_or(0, |msix| msix.vectors.into());
     let kinds = [
-        (
-            "INTx",
-            0,
-            "level-triggered interrupts are not delivered yet",
-        ),
-        ("MSI", 0, "only MSI-X is delivered yet"),
-        (
-            "MSI-X",
-            shown,
-            "the host has fewer vectors to give, or none that a guest can use",
-        ),
+        ("INTx", pins, "the function has no pin to raise it with"),
+        ("MSI", msi, FEWER),
+        ("MSI-X", msix, FEWER),
         ("error", 0, OURS),
         ("request", 0, OURS),
     ];

@@ -1,50 +1,36 @@
+use std::cell::Cell;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use devices::pci::{MsiMessage, Msix, PciAddress};
+use devices::pci::{BarIndex, Msix, PciAddress};
 
+use super::msix_vectors::MsixVectors;
+use super::stats::{InterruptStats, TrapCounter};
 use crate::config::MsixCapability;
-use crate::limit::LogLimit;
-use crate::ports::{InterruptRoute, InterruptRouter, PortError};
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
-
-/// Messages about one device's interrupts; a guest can cause any number.
-const MAX_MESSAGES: u32 = 16;
-
-/// A vector that the device signals into its route's event.
-#[derive(Debug)]
-struct Armed {
-    route: Box<dyn InterruptRoute>,
-    /// What the route delivers; nothing while the guest masks the vector.
-    connected: Option<MsiMessage>,
-}
+use crate::ports::InterruptRouter;
+use crate::sys;
+use crate::vfio::DeviceBackend;
 
 /// A function's MSI-X: the guest's table, and the host interrupts behind it.
 ///
 /// A vector costs the host nothing until the guest first unmasks it. Then it
-/// is armed: route, message, and last the device's event, so that nothing can
-/// fire before it can be delivered. From there on, masking only holds its
-/// event back; the event's counter is the pending bit. Everything is given
-/// back when the guest turns MSI-X off.
+/// is armed: route, message, and last the device's event. From there on,
+/// masking only holds its event back; the event's counter is the pending bit.
+/// Everything is given back when the guest turns MSI-X off or puts the
+/// function to sleep; what is pending then is remembered.
 ///
 /// What the host refuses leaves a vector silent, with a log line. The guest
 /// tries again by masking and unmasking it.
 #[derive(Debug)]
 pub(crate) struct MsixInterrupts {
-    device: PciAddress,
     backend: Arc<dyn DeviceBackend>,
-    router: Arc<dyn InterruptRouter>,
     capability: MsixCapability,
     state: Msix,
-    armed: Vec<Option<Armed>>,
-    /// MSI-X is on in the device.
-    on: bool,
-    /// How many vectors the host can give, as far as is known.
-    available: u16,
-    /// The host can't add vectors while MSI-X is on (before Linux 6.4).
-    no_resize: bool,
-    log: LogLimit,
+    vectors: MsixVectors,
+    /// The function sleeps, and nothing of it may be armed.
+    asleep: bool,
+    traps: TrapCounter,
+    pba_reads: Cell<u64>,
 }
 
 impl MsixInterrupts {
@@ -56,24 +42,32 @@ impl MsixInterrupts {
         capability: MsixCapability,
     ) -> Option<Self> {
         let state = Msix::new(capability.vectors)?;
-        let irq = backend.irq(IrqIndex::Msix)?;
+        let count = state.vectors();
+        let vectors = MsixVectors::new(device, Arc::clone(&backend), router, count)?;
+        let areas = [Some(capability.table), capability.pba];
+        let areas = areas
+            .into_iter()
+            .flatten()
+            .map(|area| (area.bar, area.area));
         Some(Self {
-            device,
+            traps: TrapCounter::new(sys::page_size(), areas),
             backend,
-            router,
-            armed: (0..state.vectors()).map(|_| None).collect(),
-            available: u16::try_from(irq.count).unwrap_or(u16::MAX),
-            no_resize: irq.no_resize,
             capability,
             state,
-            on: false,
-            log: LogLimit::new(MAX_MESSAGES),
+            vectors,
+            asleep: false,
+            pba_reads: Cell::new(0),
         })
     }
 
     /// Where table, pending bits and control register are.
     pub(crate) fn capability(&self) -> &MsixCapability {
         &self.capability
+    }
+
+    /// Whether it is on in the device.
+    pub(crate) fn is_on(&self) -> bool {
+        self.vectors.is_on()
     }
 
     /// The guest wrote the message control register.
@@ -98,6 +92,7 @@ impl MsixInterrupts {
     /// The guest reads the pending bits: those of armed vectors are in the
     /// events, the others in the device, where they are masked.
     pub(crate) fn pba_read(&self, offset: u64, data: &mut [u8]) {
+        self.pba_reads.set(self.pba_reads.get() + 1);
         let mut device = [0; 8];
         let device = &mut device[..data.len().min(8)];
         if let Some(pba) = self.capability.pba {
@@ -107,228 +102,55 @@ impl MsixInterrupts {
                 device.fill(0);
             }
         }
+        let in_device = |vector: u16| {
+            let byte = (u64::from(vector) / 8).checked_sub(offset);
+            let byte = byte.and_then(|byte| device.get(byte as usize));
+            byte.is_some_and(|byte| byte >> (vector % 8) & 1 != 0)
+        };
         self.state.pba_read(offset, data, |vector| {
-            match self.armed.get(usize::from(vector)) {
-                Some(Some(armed)) => armed.connected.is_none() && armed.route.is_pending(),
-                _ => {
-                    let byte = (u64::from(vector) / 8).checked_sub(offset);
-                    let byte = byte.and_then(|byte| device.get(byte as usize));
-                    byte.is_some_and(|byte| byte >> (vector % 8) & 1 != 0)
-                }
-            }
+            self.vectors.is_pending(vector) || !self.vectors.is_armed(vector) && in_device(vector)
         });
     }
 
-    /// Back to the state after reset: off, all masked.
+    /// Back to the state after reset: off, all masked, nothing pending.
     pub(crate) fn reset(&mut self) {
         self.state.reset();
-        self.turn_off();
+        self.vectors.turn_off();
+        self.vectors.forget_pending();
+    }
+
+    /// Sends the function to sleep, which takes down what is armed, or wakes
+    /// it, which arms what the guest's table says.
+    pub(crate) fn set_asleep(&mut self, asleep: bool) {
+        if std::mem::replace(&mut self.asleep, asleep) != asleep {
+            self.apply(0..self.state.vectors());
+        }
     }
 
     /// Brings the host in line with the guest's table.
     fn apply(&mut self, changed: Range<u16>) {
-        if !self.state.is_enabled() {
-            self.turn_off();
+        if !self.state.is_enabled() || self.asleep {
+            self.vectors.turn_off();
             return;
         }
-        let mut fresh = Vec::new();
-        for vector in changed {
-            let wanted = self.state.delivery(vector);
-            match (&mut self.armed[usize::from(vector)], wanted) {
-                (Some(armed), wanted) => {
-                    if let Err(error) = armed.deliver(wanted) {
-                        self.report(vector, "can't change how it is delivered", &*error);
-                    }
-                }
-                (None, Some(message)) => match self.prepare(vector, message) {
-                    Ok(armed) => fresh.push((vector, armed)),
-                    Err(Some(error)) => self.report(vector, "no route to the guest", &*error),
-                    Err(None) => {}
-                },
-                (None, None) => {}
-            }
-        }
-        if !self.on {
-            fresh = self.turn_on(fresh);
-        }
-        if self.on {
-            self.arm_all(fresh);
-        }
+        let state = &self.state;
+        let wanted = changed.map(|vector| (vector, state.delivery(vector)));
+        self.vectors.follow(wanted);
     }
 
-    /// A route for a vector, connected. Nothing when the host has no vector
-    /// to signal it, which was reported.
-    fn prepare(&mut self, vector: u16, message: MsiMessage) -> Result<Armed, Option<PortError>> {
-        if vector >= self.available {
-            let short = DeviceError::ShortOfVectors {
-                index: IrqIndex::Msix,
-                asked: u32::from(vector) + 1,
-                available: self.available.into(),
-            };
-            self.report(vector, "stays silent", &short);
-            return Err(None);
-        }
-        let mut armed = Armed {
-            route: self.router.new_route()?,
-            connected: None,
-        };
-        armed.deliver(Some(message))?;
-        Ok(armed)
+    /// The guest has accessed `bar` at `offset`, which was not mapped into it.
+    pub(crate) fn count_trap(&mut self, bar: BarIndex, offset: u64) {
+        self.traps.count(bar, offset);
     }
 
-    /// Turns MSI-X on in the device, as some devices look at the bit even
-    /// when every vector is masked. Answers which of `fresh` are left to arm.
-    fn turn_on(&mut self, fresh: Vec<(u16, Armed)>) -> Vec<(u16, Armed)> {
-        if !self.no_resize {
-            // One vector, without an event: the least that turns it on.
-            self.on = self.set_or_report(0, &[None]);
-            return if self.on { fresh } else { Vec::new() };
-        }
-        // The set can't grow later: all vectors now, most without an event.
-        let mut fresh = fresh;
-        let count = self.available.min(self.state.vectors());
-        let result = self.enable_all(count, &fresh);
-        if let Err(DeviceError::ShortOfVectors { available, .. }) = &result {
-            // Some is better than none: drivers get by with fewer queues.
-            let available = u16::try_from(*available).unwrap_or(count).min(count);
-            if let Err(error) = &result {
-                self.report(available, "and all after it stay silent", error);
-            }
-            self.available = available;
-            fresh.retain(|(vector, _)| *vector < available);
-            if available > 0 {
-                self.on = match self.enable_all(available, &fresh) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        self.report(0, "MSI-X stays off", &error);
-                        false
-                    }
-                };
-            }
-        } else if let Err(error) = &result {
-            self.report(0, "MSI-X stays off", error);
-        } else {
-            self.on = true;
-        }
-        if self.on {
-            for (vector, armed) in fresh {
-                self.armed[usize::from(vector)] = Some(armed);
-            }
-        }
-        Vec::new()
+    /// Adds what it knows to `stats`.
+    pub(crate) fn add_stats(&self, stats: &mut InterruptStats) {
+        stats.armed += self.vectors.armed() as u64;
+        stats.silent += self.vectors.silent();
+        stats.lost += self.vectors.lost();
+        stats.pba_reads += self.pba_reads.get();
+        stats.trapped_pages.extend(self.traps.pages());
     }
-
-    fn enable_all(&self, count: u16, fresh: &[(u16, Armed)]) -> Result<(), DeviceError> {
-        let events = events(0..count, fresh);
-        self.backend.set_irqs(IrqIndex::Msix, 0, &events)
-    }
-
-    /// Arms vectors, in as few calls as there are runs without an armed one
-    /// in between: naming that again would interrupt it.
-    fn arm_all(&mut self, fresh: Vec<(u16, Armed)>) {
-        let mut run: Vec<(u16, Armed)> = Vec::new();
-        for (vector, armed) in fresh {
-            if let Some((last, _)) = run.last() {
-                let between = usize::from(last + 1)..usize::from(vector);
-                if self.armed[between].iter().any(Option::is_some) {
-                    self.arm(std::mem::take(&mut run));
-                }
-            }
-            run.push((vector, armed));
-        }
-        self.arm(run);
-    }
-
-    fn arm(&mut self, run: Vec<(u16, Armed)>) {
-        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
-            return;
-        };
-        let (first, last) = (*first, *last);
-        let result = {
-            let events = events(first..last + 1, &run);
-            self.backend.set_irqs(IrqIndex::Msix, first.into(), &events)
-        };
-        match result {
-            Ok(()) => {
-                for (vector, armed) in run {
-                    self.armed[usize::from(vector)] = Some(armed);
-                }
-            }
-            Err(error) if first == last => self.report(first, "stays silent", &error),
-            // The kernel takes all or none: save what can be saved.
-            Err(_) => {
-                for (vector, armed) in run {
-                    let event = Some(armed.route.event());
-                    let armed = self.set_or_report(vector, &[event]).then_some(armed);
-                    let failed = armed.is_none();
-                    self.armed[usize::from(vector)] = armed;
-                    if failed {
-                        // The others would fail for the same want.
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    fn set_or_report(&mut self, vector: u16, events: &[Option<BorrowedFd<'_>>]) -> bool {
-        let result = self.backend.set_irqs(IrqIndex::Msix, vector.into(), events);
-        if let Err(error) = &result {
-            self.report(vector, "stays silent", error);
-        }
-        result.is_ok()
-    }
-
-    /// Silences the device, then lets the routes go.
-    fn turn_off(&mut self) {
-        if std::mem::take(&mut self.on)
-            && let Err(error) = self.backend.disable_irqs(IrqIndex::Msix)
-        {
-            self.report(0, "MSI-X can't be turned off", &error);
-        }
-        self.armed.fill_with(|| None);
-    }
-
-    fn report(&mut self, vector: u16, what: &str, error: &dyn std::error::Error) {
-        if let Some(end) = self.log.admit() {
-            let cause = error.source().map(|cause| format!(": {cause}"));
-            let cause = cause.unwrap_or_default();
-            let device = self.device;
-            log::error!("{device}: MSI-X vector {vector}: {what}: {error}{cause}{end}");
-        }
-    }
-}
-
-impl Drop for MsixInterrupts {
-    fn drop(&mut self) {
-        self.turn_off();
-    }
-}
-
-impl Armed {
-    /// Changes what is delivered; nothing holds signals back.
-    fn deliver(&mut self, wanted: Option<MsiMessage>) -> Result<(), PortError> {
-        match wanted {
-            _ if wanted == self.connected => return Ok(()),
-            Some(message) => self.route.connect(message)?,
-            None => self.route.disconnect()?,
-        }
-        self.connected = wanted;
-        Ok(())
-    }
-}
-
-/// The events of a range of vectors, in order; none for those not in `fresh`.
-fn events<'a>(range: Range<u16>, fresh: &'a [(u16, Armed)]) -> Vec<Option<BorrowedFd<'a>>> {
-    let mut events = vec![None; range.len()];
-    for (vector, armed) in fresh {
-        if let Some(index) = vector.checked_sub(range.start)
-            && let Some(event) = events.get_mut(usize::from(index))
-        {
-            *event = Some(armed.route.event());
-        }
-    }
-    events
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 use super::*;
 use crate::config::{BarArea, MsixCapability};
 use crate::fake::{FakeDevice, FakeRouter, Journal, Operation};
+use crate::vfio::DeviceBackend;
 use crate::vfio::RegionArea;
-use devices::pci::{BarIndex, PciAddress};
+use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, PciAddress, Register};
 
 const ENABLE: u16 = 0x8000;
 const ENABLE_MASKED: u16 = 0xc000;
@@ -15,19 +16,45 @@ struct Setup {
 }
 
 fn setup_with(change: impl FnOnce(FakeDevice) -> FakeDevice) -> Setup {
-    let journal = Journal::default();
-    let device = Arc::new(change(FakeDevice::nvme(&journal).unwrap()));
-    let router = Arc::new(FakeRouter::new(&journal));
+    setup_of(65, change)
+}
+
+/// A device with so many vectors, and nothing else.
+fn setup_of(vectors: u16, change: impl FnOnce(FakeDevice) -> FakeDevice) -> Setup {
+    const TABLE: u32 = 0x2000;
+    const PBA: u32 = 0xa000;
+    let values = ConfigSpace::from_registers(&[
+        Register::constant(0x00, 4, 0x0010_1b36),
+        Register::constant(0x04, 4, 0x0010_0000),
+        Register::constant(0x34, 1, 0x40),
+        Register::constant(0x40, 4, u32::from(vectors - 1) << 16 | 0x11),
+        Register::constant(0x44, 4, TABLE),
+        Register::constant(0x48, 4, PBA),
+    ]);
     let bar = BarIndex::new(0).unwrap();
-    let area = |offset, size| BarArea {
+    let info = BarInfo {
+        index: bar,
+        kind: BarKind::Memory64 {
+            prefetchable: false,
+        },
+        size: 0x1_0000,
+    };
+    let journal = Journal::default();
+    let device = FakeDevice::new(&values, 256, &[info], &journal).unwrap();
+    let device = Arc::new(change(device));
+    let router = Arc::new(FakeRouter::new(&journal));
+    let area = |offset: u32, size| BarArea {
         bar,
-        area: RegionArea { offset, size },
+        area: RegionArea {
+            offset: offset.into(),
+            size,
+        },
     };
     let capability = MsixCapability {
         offset: 0x40,
-        vectors: 65,
-        table: area(0x2000, 65 * 16),
-        pba: Some(area(0x3000, 16)),
+        vectors,
+        table: area(TABLE, u64::from(vectors) * 16),
+        pba: Some(area(PBA, u64::from(vectors).div_ceil(64) * 8)),
     };
     // Decode memory and be a bus master.
     device.region_write(7, 4, &[0x06, 0]).unwrap();
@@ -50,7 +77,19 @@ fn setup() -> Setup {
     setup_with(|device| device)
 }
 
+fn resizing(device: FakeDevice, no_resize: bool) -> FakeDevice {
+    if no_resize {
+        device.no_resize()
+    } else {
+        device
+    }
+}
+
 impl Setup {
+    fn set_irqs(&self) -> Vec<String> {
+        self.journal.take_only(&["set_irqs"])
+    }
+
     fn program(&mut self, vector: u16, data: u32) {
         let at = u64::from(vector) * 16;
         self.msix.table_write(at, &0xfee0_0000_u64.to_le_bytes());
@@ -117,42 +156,61 @@ fn masked_vectors_cost_nothing() {
 
 #[test]
 fn unmasked_together_takes_as_many_calls_for_one_as_for_all() {
-    let counts = [1, 65].map(|vectors| {
-        let mut setup = setup();
-        setup.msix.write_control(ENABLE_MASKED);
-        for vector in 0..vectors {
-            setup.request(vector, vector.into());
+    for no_resize in [false, true] {
+        let counts = [1, 64, 2048].map(|vectors| {
+            let mut setup = setup_of(2048, |device| resizing(device, no_resize));
+            setup.msix.write_control(ENABLE_MASKED);
+            for vector in 0..vectors {
+                setup.request(vector, vector.into());
+            }
+            assert_eq!(setup.router.tables(), 0);
+            setup.calls();
+            setup.msix.write_control(ENABLE);
+            let calls = setup.journal.take_only(&["set_irqs"]).len();
+            for vector in 0..vectors {
+                assert!(setup.device.raise(vector.into()));
+            }
+            assert_eq!(setup.delivered().len(), usize::from(vectors));
+            (setup.router.tables(), calls)
+        });
+        if no_resize {
+            assert_eq!(counts[1], counts[2], "more is added to what is on");
+            assert!(counts.iter().all(|(tables, _)| *tables == 1));
+        } else {
+            assert_eq!(counts, [(1, 1); 3]);
         }
-        setup.calls();
-        setup.msix.write_control(ENABLE);
-        let calls = setup.journal.take_only(&["set_irqs"]);
-        for vector in 0..vectors {
-            assert!(setup.device.raise(vector.into()));
-        }
-        assert_eq!(setup.delivered().len(), usize::from(vectors));
-        calls.len()
-    });
-    assert_eq!(counts, [1, 1]);
+    }
+}
+
+#[test]
+fn enabled_at_once_takes_as_many_calls_for_one_as_for_all() {
+    for no_resize in [false, true] {
+        let counts = [1, 64, 2048].map(|vectors| {
+            let mut setup = setup_of(2048, |device| resizing(device, no_resize));
+            for vector in 0..vectors {
+                setup.request(vector, vector.into());
+            }
+            assert!(setup.calls().is_empty());
+            setup.msix.write_control(ENABLE);
+            (setup.router.tables(), setup.set_irqs().len())
+        });
+        let calls = if no_resize { 1 } else { 2 };
+        assert_eq!(counts, [(1, calls); 3]);
+    }
 }
 
 #[test]
 fn unmasked_one_by_one_takes_one_call_each() {
     for no_resize in [false, true] {
-        let mut setup = setup_with(|device| {
-            if no_resize {
-                device.no_resize()
-            } else {
-                device
-            }
-        });
+        let mut setup = setup_of(2048, |device| resizing(device, no_resize));
         setup.msix.write_control(ENABLE);
         assert_eq!(setup.calls().len(), 1);
-        for vector in 0..65 {
+        for vector in 0..2048 {
             setup.request(vector, vector.into());
         }
-        assert_eq!(setup.journal.take_only(&["set_irqs"]).len(), 65);
-        assert!(setup.device.raise(64));
-        assert_eq!(setup.delivered(), [64]);
+        assert_eq!(setup.set_irqs().len(), 2048);
+        assert!(setup.device.raise(2047));
+        assert_eq!(setup.delivered(), [2047]);
     }
 }
 
@@ -228,6 +286,82 @@ fn a_new_message_only_reconnects() {
 }
 
 #[test]
+fn what_is_pending_survives_that_msix_is_off() {
+    for asleep in [false, true] {
+        let mut setup = setup();
+        setup.msix.write_control(ENABLE);
+        setup.request(5, 0x41);
+        setup.mask(5, true);
+        assert!(setup.device.raise(5));
+        if asleep {
+            setup.msix.set_asleep(true);
+        } else {
+            setup.msix.write_control(0);
+        }
+        assert_eq!(setup.device.host_vectors(), None);
+        assert!(setup.pending(5) && !setup.pending(6));
+        setup.msix.set_asleep(false);
+        setup.msix.write_control(ENABLE);
+        assert!(setup.pending(5));
+        assert!(setup.delivered().is_empty());
+        setup.mask(5, false);
+        assert_eq!(setup.delivered(), [0x41]);
+        assert!(!setup.pending(5));
+        setup.mask(5, true);
+        setup.mask(5, false);
+        assert!(setup.delivered().is_empty(), "once");
+    }
+}
+
+#[test]
+fn nothing_is_pending_after_a_reset() {
+    let mut setup = setup();
+    setup.msix.write_control(ENABLE);
+    setup.request(5, 0x41);
+    setup.mask(5, true);
+    assert!(setup.device.raise(5));
+    setup.msix.reset();
+    setup.msix.write_control(ENABLE);
+    assert!(!setup.pending(5));
+    setup.request(5, 0x41);
+    assert!(setup.delivered().is_empty());
+}
+
+#[test]
+fn what_the_router_refuses_is_tried_again() {
+    let mut setup = setup();
+    setup.msix.write_control(ENABLE);
+    setup.router.refuse_connects(1);
+    setup.request(0, 0x41);
+    assert!(!setup.device.raise(0), "not armed");
+    setup.mask(0, true);
+    setup.mask(0, false);
+    assert_eq!(setup.delivered(), [0x41]);
+    // A new message that is refused leaves the old one.
+    setup.router.refuse_connects(1);
+    setup.msix.table_write(8, &0x42_u32.to_le_bytes());
+    assert!(setup.device.raise(0));
+    assert_eq!(setup.delivered(), [0x41]);
+    let mut stats = InterruptStats::default();
+    setup.msix.add_stats(&mut stats);
+    assert_eq!((stats.armed, stats.silent, stats.lost), (1, 1, 0));
+}
+
+#[test]
+fn an_allocation_that_was_short_is_tried_again_later() {
+    let mut setup = setup_with(|device| device.no_resize().only_vectors(3));
+    setup.request(4, 0x41);
+    setup.msix.write_control(ENABLE);
+    assert_eq!(setup.device.host_vectors(), Some(3));
+    assert!(!setup.device.raise(4));
+    setup.msix.write_control(0);
+    setup.device.leave_vectors(65);
+    setup.msix.write_control(ENABLE);
+    assert_eq!(setup.device.host_vectors(), Some(65));
+    assert_eq!(setup.delivered(), [0x41], "with what was pending");
+}
+
+#[test]
 fn an_armed_vector_is_not_disturbed_by_its_neighbours() {
     let mut setup = setup();
     setup.msix.write_control(ENABLE);
@@ -253,7 +387,10 @@ fn a_short_allocation_is_never_success() {
     let calls = setup.journal.take_only(&["set_irqs"]);
     assert_eq!(calls.len(), 2);
     assert_eq!(calls[1], "set_irqs Msix 0 x-x", "what there is is used");
-    assert!(setup.msix.armed[4].is_none(), "and its route is given back");
+    assert!(
+        !setup.msix.vectors.is_armed(4),
+        "and its route is given back"
+    );
     assert!(!setup.device.raise(4));
     assert!(setup.device.raise(2));
     assert_eq!(setup.delivered(), [2]);
@@ -270,13 +407,7 @@ fn a_short_allocation_is_never_success() {
 #[test]
 fn without_any_vector_msix_stays_off_and_can_be_tried_again() {
     for no_resize in [false, true] {
-        let mut setup = setup_with(|device| {
-            if no_resize {
-                device.no_resize()
-            } else {
-                device
-            }
-        });
+        let mut setup = setup_with(|device| resizing(device, no_resize));
         setup.device.refuse(Operation::SetIrqs, libc::ENOSPC);
         setup.msix.write_control(ENABLE);
         assert_eq!(setup.device.host_vectors(), None);
@@ -350,72 +481,7 @@ fn reset_and_drop_give_everything_back() {
     assert_eq!(calls, ["disable_irqs Msix", "route 1 drop"]);
 }
 
-/// Whatever the guest writes, a vector is armed only when it was unmasked,
-/// and delivers only while it is.
-mod sequences {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[derive(Clone, Copy, Debug)]
-    enum Step {
-        Control(u16),
-        Mask(u16, bool),
-        Program(u16, u32),
-        Raise(u16),
-        Refuse(i32),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let vector = 0_u16..6;
-        prop_oneof![
-            (0_u16..4).prop_map(|bits| Step::Control(bits << 14)),
-            (vector.clone(), any::<bool>()).prop_map(|(v, masked)| Step::Mask(v, masked)),
-            (vector.clone(), any::<u32>()).prop_map(|(v, data)| Step::Program(v, data)),
-            vector.prop_map(Step::Raise),
-            Just(Step::Refuse(libc::ENOSPC)),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn deliveries_are_what_the_table_says(
-            steps in proptest::collection::vec(step(), 0..60), no_resize: bool,
-        ) {
-            let mut setup =
-                setup_with(|device| if no_resize { device.no_resize() } else { device });
-            for step in steps {
-                match step {
-                    Step::Control(value) => setup.msix.write_control(value),
-                    Step::Mask(vector, masked) => setup.mask(vector, masked),
-                    Step::Program(vector, data) => setup.program(vector, data),
-                    Step::Refuse(errno) => setup.device.refuse(Operation::SetIrqs, errno),
-                    Step::Raise(vector) => {
-                        let _ = setup.delivered();
-                        setup.device.raise(vector.into());
-                        let wanted = setup.msix.state.delivery(vector);
-                        let delivered = setup.router.delivered();
-                        match (wanted, &delivered[..]) {
-                            (Some(wanted), [message]) => prop_assert_eq!(wanted, *message),
-                            // Not armed, as the host refused.
-                            (Some(_), []) => {
-                                prop_assert!(setup.msix.armed[usize::from(vector)].is_none());
-                            }
-                            (None, []) => {}
-                            other => prop_assert!(false, "{:?}", other),
-                        }
-                    }
-                }
-                let on = setup.device.host_vectors().is_some();
-                prop_assert_eq!(on, setup.msix.on);
-                prop_assert!(!on || setup.msix.state.is_enabled());
-            }
-            let Setup { journal, device, msix, .. } = setup;
-            let mut calls = journal.take();
-            drop(msix);
-            calls.extend(journal.take());
-            let ending = |end: &str| calls.iter().filter(|call| call.ends_with(end)).count();
-            prop_assert_eq!(ending(" new"), ending(" drop"));
-            prop_assert_eq!(device.host_vectors(), None);
-        }
-    }
-}
+#[path = "msix_model_test.rs"]
+mod model;
+#[path = "msix_sequence_test.rs"]
+mod sequence;

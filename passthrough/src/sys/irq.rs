@@ -1,10 +1,12 @@
 use std::io;
-use std::mem::size_of;
+use std::mem::{size_of, size_of_val};
+use std::num::TryFromIntError;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_TRIGGER,
-    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_TYPE, vfio_irq_info, vfio_irq_set,
+    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_TYPE,
+    vfio_irq_info, vfio_irq_set,
 };
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ptr};
 use vmm_sys_util::ioctl_io_nr;
@@ -65,6 +67,30 @@ pub(crate) fn set_irqs(
     request(device, flags, index, start, fds)
 }
 
+/// Has the kernel unmask a level-triggered interrupt whenever `event` is
+/// signalled, or no longer (`VFIO_IRQ_SET_ACTION_UNMASK` with an eventfd).
+///
+/// # Errors
+/// The kernel's: `EINVAL` when the interrupt is off.
+pub(crate) fn set_unmask_event(
+    device: BorrowedFd<'_>,
+    index: u32,
+    event: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
+    let fd = event.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+    request(device, flags, index, 0, [fd].into_iter()).map(drop)
+}
+
+/// Unmasks a level-triggered interrupt now.
+///
+/// # Errors
+/// The kernel's: `EINVAL` when the interrupt is off.
+pub(crate) fn unmask_irq(device: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK;
+    send(device, flags, index, 0, 1, &[]).map(drop)
+}
+
 /// Turns an interrupt kind off altogether.
 ///
 /// # Errors
@@ -81,14 +107,29 @@ fn request(
     start: u32,
     fds: impl ExactSizeIterator<Item = i32>,
 ) -> io::Result<u32> {
-    let too_many = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let count = u32::try_from(fds.len()).map_err(too_many)?;
-    let bytes = u32::try_from(HEAD + fds.len() * size_of::<i32>()).map_err(too_many)?;
-    let mut words = vec![bytes, flags, index, start, count];
     // The kernel reads the data as signed: -1 is all ones.
-    words.extend(fds.map(|fd| fd as u32));
+    let data: Vec<u32> = fds.map(|fd| fd as u32).collect();
+    send(device, flags, index, start, count, &data)
+}
+
+fn send(
+    device: BorrowedFd<'_>,
+    flags: u32,
+    index: u32,
+    start: u32,
+    count: u32,
+    data: &[u32],
+) -> io::Result<u32> {
+    let bytes = u32::try_from(HEAD + size_of_val(data)).map_err(too_many)?;
+    let mut words = vec![bytes, flags, index, start, count];
+    words.extend(data);
     // SAFETY: the kernel only reads, and no more than the `argsz` bytes that
     // the first word promises.
     let result = unsafe { ioctl_with_ptr(&device, VFIO_DEVICE_SET_IRQS(), words.as_ptr()) };
     u32::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn too_many(_: TryFromIntError) -> io::Error {
+    io::ErrorKind::InvalidInput.into()
 }

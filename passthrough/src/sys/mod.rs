@@ -18,7 +18,7 @@ pub(crate) use attach::{AttachedDevice, Container, Refusal, Step};
 pub(crate) use claim::Hold;
 pub(crate) use container::iommu_info;
 pub(crate) use device::{KernelRegion, device_info, read_at, region_info, reset, write_at};
-pub(crate) use irq::{disable_irqs, irq_info, set_irqs};
+pub(crate) use irq::{disable_irqs, irq_info, set_irqs, set_unmask_event, unmask_irq};
 #[cfg(any(test, feature = "fake"))]
 pub(crate) use memory::event;
 pub(crate) use memory::{Mapping, Placement, memlock_limit, page_size};

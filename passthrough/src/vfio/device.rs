@@ -96,6 +96,9 @@ pub enum DeviceError {
         /// How many there are.
         available: u32,
     },
+    /// The interrupt pin could not be unmasked, now or by an event.
+    #[error("cannot have the interrupt pin unmasked")]
+    Unmask(#[source] io::Error),
     /// The reset failed, or the device has none.
     #[error("cannot reset the device")]
     Reset(#[source] io::Error),
@@ -130,7 +133,12 @@ pub trait DeviceBackend: Send + Sync + Debug {
     fn irq(&self, index: IrqIndex) -> Option<IrqInfo>;
 
     /// Has the device signal `events` for the vectors from `start` on; `None`
-    /// leaves or makes a vector silent. Enables the kind when it was off.
+    /// leaves or makes a vector silent. Enables the kind when it was off. Only
+    /// one of [`IrqIndex::Intx`], [`IrqIndex::Msi`] and [`IrqIndex::Msix`] can
+    /// be on.
+    ///
+    /// The kernel masks the pin each time that it signals its event; see
+    /// [`Self::unmask_intx`].
     ///
     /// # Errors
     /// [`DeviceError::ShortOfVectors`] when the kernel has fewer, otherwise
@@ -147,6 +155,20 @@ pub trait DeviceBackend: Send + Sync + Debug {
     /// # Errors
     /// [`DeviceError::Irq`].
     fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError>;
+
+    /// Has the kernel unmask the pin by itself whenever `event` is signalled,
+    /// or no longer. The pin must be on; turning it off ends this too.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unmask`].
+    fn set_intx_unmask_event(&self, event: Option<BorrowedFd<'_>>) -> Result<(), DeviceError>;
+
+    /// Unmasks the pin. The kernel signals its event again, and leaves it
+    /// masked, when the device still asserts it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unmask`].
+    fn unmask_intx(&self) -> Result<(), DeviceError>;
 
     /// Whether [`Self::reset`] can work (`VFIO_DEVICE_FLAGS_RESET`).
     fn can_reset(&self) -> bool;

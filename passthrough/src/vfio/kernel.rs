@@ -193,6 +193,15 @@ impl DeviceBackend for KernelDevice {
         })
     }
 
+    fn set_intx_unmask_event(&self, event: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
+        sys::set_unmask_event(self.device.as_fd(), IrqIndex::Intx as u32, event)
+            .map_err(DeviceError::Unmask)
+    }
+
+    fn unmask_intx(&self) -> Result<(), DeviceError> {
+        sys::unmask_irq(self.device.as_fd(), IrqIndex::Intx as u32).map_err(DeviceError::Unmask)
+    }
+
     fn can_reset(&self) -> bool {
         self.can_reset
     }

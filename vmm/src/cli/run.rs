@@ -6,7 +6,9 @@ use clap::Args as ClapArgs;
 
 use super::consent::ConsentArgs;
 use super::lease::{BindScope, Lease};
-use crate::config::{DeviceConfig, MemorySize, OnViabilityLoss, SerialOutput, VmConfig};
+use crate::config::{
+    Acknowledgement, CpuConfig, DeviceConfig, MemorySize, OnViabilityLoss, SerialOutput, VmConfig,
+};
 use crate::event_loop::Signals;
 use crate::outcome::Outcome;
 use crate::timeline::Timeline;
@@ -48,6 +50,11 @@ pub(super) struct Args {
     /// vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// How the CPUs run. idle=guest lets them halt without leaving the guest:
+    /// an assigned device's interrupts cost less, but each vCPU takes up its
+    /// host CPU all the time. For host CPUs that nothing else uses
+    #[arg(long, value_name = "idle=host|guest", default_value = "idle=host")]
+    cpu: CpuConfig,
     /// Host address of a PCI device to assign; may be given several times.
     /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides it
     #[arg(long = "device", value_name = "BDF[,rom=FILE|off]")]
@@ -73,9 +80,16 @@ pub(super) struct Args {
     /// The guest's serial port: stdio, off, or a file for its output
     #[arg(long, value_name = "stdio|off|FILE", default_value = "stdio", value_parser = serial)]
     serial: SerialOutput,
+    /// Take accesses to BARs for the end of a pin's interrupt: what hosts need
+    /// whose KVM has no resampling irqfds, to be tried on all others
+    #[arg(long, hide = true)]
+    trap_intx: bool,
     /// Write where the time went to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
+    /// Write to standard error what the interrupts cost, when the VM has ended
+    #[arg(long)]
+    stats: bool,
 }
 
 fn serial(text: &str) -> Result<SerialOutput, std::convert::Infallible> {
@@ -112,10 +126,16 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
         cmdline: args.cmdline,
         memory: args.memory,
         cpus: args.cpus,
+        cpu: args.cpu,
         devices: args.devices,
         consent: args.consent.into(),
         on_viability_loss: args.on_viability_loss,
         serial: args.serial,
+        acknowledgement: if args.trap_intx {
+            Acknowledgement::Trapped
+        } else {
+            Acknowledgement::Resampled
+        },
     };
     // From here on a signal ends the VM in good order, or keeps it from starting.
     let signals = Signals::take_over().map_err(VmError::Signals)?;
@@ -123,7 +143,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
         Some(scope) => Some(Lease::take(&config, scope)?),
         None => None,
     };
-    let outcome = run_vm(&config, timeline, signals);
+    let outcome = run_vm(&config, timeline, signals, args.stats);
     // The VM has let go of its devices, whatever its end.
     let back = lease.map_or(Ok(()), Lease::end);
     let outcome = outcome?;
@@ -134,8 +154,18 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::from(outcome.exit_code()))
 }
 
-fn run_vm(config: &VmConfig, timeline: Timeline, signals: Signals) -> Result<Outcome, VmError> {
+fn run_vm(
+    config: &VmConfig,
+    timeline: Timeline,
+    signals: Signals,
+    wants_stats: bool,
+) -> Result<Outcome, VmError> {
     let vm = Vm::build(config, timeline)?;
     let signals = signals.watch(vm.report());
-    vm.run(vec![Box::new(signals)])
+    let stats = wants_stats.then(|| vm.stats());
+    let outcome = vm.run(vec![Box::new(signals)])?;
+    if let Some(stats) = stats {
+        eprintln!("{}", stats.read());
+    }
+    Ok(outcome)
 }

@@ -31,10 +31,12 @@ impl Guest {
             cmdline: "tiny".into(),
             memory: MemorySize::new(4 << 20).unwrap(),
             cpus: 1,
+            cpu: vmm::config::CpuConfig::default(),
             devices: Vec::new(),
             consent: vmm::config::Consent::default(),
             on_viability_loss: vmm::config::OnViabilityLoss::Stop,
             serial: SerialOutput::File(directory.path().join("serial")),
+            acknowledgement: vmm::config::Acknowledgement::default(),
         };
         Some(Self { directory, config })
     }
@@ -63,6 +65,29 @@ fn serial_output_and_power_off() {
     };
     assert!(matches!(guest.run(), Outcome::PowerOff));
     assert_eq!(guest.serial(), "hello, host\n");
+}
+
+#[test]
+fn a_guest_that_halts_by_itself_can_be_stopped() {
+    let Some(mut guest) = Guest::new(&[&say("idle\n"), HALT].concat()) else {
+        return;
+    };
+    guest.config.cpu = "idle=guest".parse().unwrap();
+    let vm = match Vm::build(&guest.config, Timeline::start()) {
+        // A host with a bug that must be worked around.
+        Err(error) if error.to_string().contains("idle=guest") => return,
+        vm => vm.unwrap(),
+    };
+    let report = vm.report();
+    let stats = vm.stats();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        report.end(Outcome::Stopped { signal: None });
+    });
+    let outcome = vm.run(Vec::new()).unwrap();
+    assert!(matches!(outcome, Outcome::Stopped { signal: None }));
+    assert_eq!(guest.serial(), "idle\n");
+    assert_eq!(stats.read(), vmm::stats::Stats::default());
 }
 
 #[test]

@@ -22,8 +22,11 @@ pub(in crate::config) const HEADER: &[Rule] = rules! {
     // Asking the device for the error bits would cost a system call each time
     // that a guest looks for a capability.
     0x06 2 ALL NONE Always
-        "status: errors, pending interrupt", "PCIe 6.0 §7.5.1.1.4",
-        "errors are the host's to handle and clear, and no interrupt pin is delivered";
+        "status: errors", "PCIe 6.0 §7.5.1.1.4",
+        "errors are the host's to handle and clear";
+    0x06 2 0x0008 NONE Always
+        "status: pending interrupt", "PCIe 6.0 §7.5.1.1.4",
+        "asked of the device while its pin is what it interrupts by";
     0x06 2 0x06a0 CONSTANT Always
         "status: bus timing", "PCIe 6.0 §7.5.1.1.4", "";
 
@@ -64,7 +67,9 @@ pub(in crate::config) const HEADER: &[Rule] = rules! {
         "the guest's notes";
     0x3d 1 ALL NONE Always
         "interrupt pin", "PCIe 6.0 §7.5.1.1.13",
-        "level-triggered interrupts are not delivered yet";
+        "it has none, or none that the host can deliver";
+    0x3d 1 ALL CONSTANT Pin
+        "interrupt pin", "PCIe 6.0 §7.5.1.1.13", "";
     0x3e 2 ALL CONSTANT Always
         "Min_Gnt and Max_Lat", "PCIe 6.0 §7.5.1.2.5", "";
 };

@@ -40,6 +40,8 @@ pub(super) enum Size {
     Fixed(u16),
     /// As its registers say: they are asked, and the shortest that makes sense.
     Read(fn(&ConfigSpace, u16) -> u16, u16),
+    /// As its registers say, all of which must be there.
+    Whole(fn(&ConfigSpace, u16) -> u16),
     /// Up to the next one.
     Unknown,
 }

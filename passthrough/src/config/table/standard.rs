@@ -46,8 +46,8 @@ pub(in crate::config) const STANDARD: &[Kind] = &[
         0x05,
         "MSI",
         "PCIe 6.0 §7.7.1",
-        Size::Read(size::msi, 0x0a),
-        Fate::Hidden("only MSI-X is delivered yet"),
+        Size::Whole(size::msi),
+        Fate::Shown(MSI),
     ),
     hidden(
         0x06,
@@ -268,6 +268,25 @@ const EXPRESS: &[Rule] = rules! {
         "the link is set up by the host";
     0x32 2 0x77df (masked(0x77df)) SecondBehindPort
         "link status 2", "PCIe 6.0 §7.5.3.20", "";
+};
+
+/// All of it is the guest's, and nothing that it writes reaches the device: the
+/// kernel would take the number of vectors from the guest's control register,
+/// and the enable bit without asking. It writes both itself when the vectors
+/// are armed. Where data, masks and pending bits are, and for how many vectors,
+/// follows from the device: `msi.rs`.
+const MSI: &[Rule] = rules! {
+    0x02 2 0x0071 (guest(0x0071)) Always
+        "message control: enable, vectors enabled", "PCIe 6.0 §7.7.1.2",
+        "the host turns interrupts on as the guest needs them";
+    0x02 2 0xfe00 NONE Always
+        "message control: extended message data", "PCIe 6.0 §7.7.1.2",
+        "messages are the guest's, and KVM takes 16 bits of data";
+    0x02 2 0x0180 CONSTANT Always
+        "message control: 64 bits, masks", "PCIe 6.0 §7.7.1.2", "";
+    0x04 4 ALL (guest(0xffff_fffc)) Always
+        "message address", "PCIe 6.0 §7.7.1.3",
+        "the host sends its own messages, and the guest gets those that it asks for";
 };
 
 /// The message control register's number of vectors follows from the device:

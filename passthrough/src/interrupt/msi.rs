@@ -1,0 +1,274 @@
+use std::sync::Arc;
+
+use devices::pci::{MsiMessage, MsiState, PciAddress};
+
+use crate::config::MsiPlace;
+use crate::limit::LogLimit;
+use crate::ports::{InterruptRoute, InterruptRouter};
+use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
+
+/// VFIO's region of config space.
+const CONFIG_REGION: u32 = 7;
+/// Messages about one device's MSI; a guest can cause any number.
+const MAX_MESSAGES: u32 = 16;
+
+/// A vector with its way into the guest.
+#[derive(Debug)]
+struct Vector {
+    route: Box<dyn InterruptRoute>,
+    /// What the route delivers; nothing while the guest masks the vector.
+    connected: Option<MsiMessage>,
+    /// The device signals the route's event.
+    armed: bool,
+}
+
+/// A function's MSI: what the guest programs, and the host interrupts behind it.
+///
+/// Turning it on takes one call, which gives the device all the vectors that
+/// the guest enables: the kernel can't add any later. Those that the guest
+/// masks have no route and no event; they are armed when it first unmasks
+/// them. From there on, masking only holds a vector's event back, and the
+/// event's counter is the pending bit.
+///
+/// Routes come first and go last, so that nothing can fire before it can be
+/// delivered. The guest's control register never reaches the device: the
+/// kernel writes its own.
+///
+/// What the host refuses leaves vectors silent, with a log line.
+#[derive(Debug)]
+pub(super) struct MsiInterrupts {
+    device: PciAddress,
+    backend: Arc<dyn DeviceBackend>,
+    router: Arc<dyn InterruptRouter>,
+    place: MsiPlace,
+    /// What was last asked for.
+    state: MsiState,
+    /// By number, as many as the guest has enabled; nothing for one that was
+    /// never unmasked, or can't be delivered.
+    vectors: Vec<Option<Vector>>,
+    /// How many vectors the device has on the host; 0 while MSI is off there.
+    host_vectors: u8,
+    log: LogLimit,
+}
+
+impl MsiInterrupts {
+    /// MSI of the function at `device`, off; nothing when the host has none.
+    pub(super) fn new(
+        device: PciAddress,
+        backend: Arc<dyn DeviceBackend>,
+        router: Arc<dyn InterruptRouter>,
+        place: MsiPlace,
+    ) -> Option<Self> {
+        backend.irq(IrqIndex::Msi)?;
+        Some(Self {
+            device,
+            backend,
+            router,
+            place,
+            state: MsiState::OFF,
+            vectors: Vec::new(),
+            host_vectors: 0,
+            log: LogLimit::new(MAX_MESSAGES),
+        })
+    }
+
+    /// Where its registers are.
+    pub(super) fn place(&self) -> &MsiPlace {
+        &self.place
+    }
+
+    /// Whether it is on in the device.
+    pub(super) fn is_on(&self) -> bool {
+        self.host_vectors > 0
+    }
+
+    /// Brings the host in line with what the guest has programmed.
+    pub(super) fn follow(&mut self, state: MsiState) {
+        if state == self.state {
+            return;
+        }
+        // Another number of vectors needs another set of them.
+        if state.vectors() != self.state.vectors() {
+            self.turn_off();
+            self.vectors = (0..state.vectors()).map(|_| None).collect();
+        }
+        self.state = state;
+        if !state.is_enabled() {
+            return;
+        }
+        self.route();
+        if self.host_vectors == 0 {
+            self.turn_on();
+        } else {
+            self.arm();
+        }
+    }
+
+    /// Gives each vector the message that it is to deliver, or none, with new
+    /// routes where they are needed, and all of them connected together.
+    fn route(&mut self) {
+        let mut failures = Vec::new();
+        let mut changed = Vec::new();
+        for (number, vector) in (0_u8..).zip(&mut self.vectors) {
+            let wanted = self.state.delivery(number);
+            if vector.is_none() && wanted.is_some() {
+                match self.router.new_route() {
+                    Ok(route) => {
+                        *vector = Some(Vector {
+                            route,
+                            connected: None,
+                            armed: false,
+                        });
+                    }
+                    Err(error) => failures.push((number, "has no route to the guest", error)),
+                }
+            }
+            let Some(vector) = vector else { continue };
+            match wanted {
+                _ if wanted == vector.connected => {}
+                Some(message) => changed.push((number, vector, message)),
+                None => match vector.route.disconnect() {
+                    Ok(()) => vector.connected = None,
+                    Err(error) => failures.push((number, "can't be masked", error)),
+                },
+            }
+        }
+        let mut routes: Vec<(&mut dyn InterruptRoute, MsiMessage)> = changed
+            .iter_mut()
+            .map(|(_, vector, message)| (&mut *vector.route, *message))
+            .collect();
+        let results = if routes.is_empty() {
+            Vec::new()
+        } else {
+            self.router.connect_all(&mut routes)
+        };
+        for ((number, vector, message), result) in changed.into_iter().zip(results) {
+            match result {
+                Ok(()) => vector.connected = Some(message),
+                Err(error) => failures.push((number, "can't be delivered", error)),
+            }
+        }
+        for (number, what, error) in failures {
+            self.report(number, what, &*error);
+        }
+    }
+
+    /// Turns MSI on in the device, with the events of all vectors that are
+    /// routed. The kernel takes all or none; when it has fewer vectors than
+    /// the guest enables, some are better than none.
+    fn turn_on(&mut self) {
+        let enabled = self.state.vectors();
+        let mut count = enabled;
+        let result = match self.set(0, count) {
+            Err(DeviceError::ShortOfVectors { available, .. }) if available > 0 => {
+                count = u8::try_from(available).unwrap_or(count).min(count);
+                self.set(0, count)
+            }
+            other => other,
+        };
+        if let Err(error) = result {
+            self.report(0, "and all others stay silent", &error);
+            return;
+        }
+        self.host_vectors = count;
+        if count < enabled {
+            let short = DeviceError::ShortOfVectors {
+                index: IrqIndex::Msi,
+                asked: enabled.into(),
+                available: count.into(),
+            };
+            self.report(count, "and all after it stay silent", &short);
+        }
+    }
+
+    /// Arms vectors that were unmasked for the first time. Each alone: naming
+    /// one that is armed already would interrupt it.
+    fn arm(&mut self) {
+        for number in 0..self.host_vectors {
+            let vector = self.vectors.get(usize::from(number));
+            let fresh = vector
+                .and_then(Option::as_ref)
+                .is_some_and(|vector| !vector.armed && vector.connected.is_some());
+            if fresh && let Err(error) = self.set(number, 1) {
+                self.report(number, "stays silent", &error);
+            }
+        }
+    }
+
+    /// Has the device signal the events of `count` vectors from `first` on.
+    fn set(&mut self, first: u8, count: u8) -> Result<(), DeviceError> {
+        let range = usize::from(first)..usize::from(first) + usize::from(count);
+        let Some(vectors) = self.vectors.get_mut(range) else {
+            return Ok(());
+        };
+        let events: Vec<_> = vectors
+            .iter()
+            .map(|vector| vector.as_ref().map(|vector| vector.route.event()))
+            .collect();
+        self.backend
+            .set_irqs(IrqIndex::Msi, first.into(), &events)?;
+        for vector in vectors.iter_mut().flatten() {
+            vector.armed = true;
+        }
+        Ok(())
+    }
+
+    /// The pending bits (PCIe 6.0 §7.7.1.8): of vectors that are armed they
+    /// are in the events, of others in the device, where the host masks them.
+    pub(super) fn pending(&self) -> u32 {
+        let in_device = self.in_device();
+        let bit = |number: usize| match self.vectors.get(number) {
+            Some(Some(vector)) if vector.armed => {
+                vector.connected.is_none() && vector.route.is_pending()
+            }
+            _ => in_device >> number & 1 != 0,
+        };
+        let count = usize::from(self.place.capability.vectors());
+        (0..count).fold(0, |bits, number| bits | u32::from(bit(number)) << number)
+    }
+
+    /// The device's own pending bits.
+    fn in_device(&self) -> u32 {
+        let mut bytes = [0; 4];
+        if let Some(at) = self.place.pending() {
+            let read = self
+                .backend
+                .region_read(CONFIG_REGION, at.into(), &mut bytes);
+            if let Err(error) = read {
+                log::debug!("{}: {error}", self.device);
+                return 0;
+            }
+        }
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Silences the device, then lets the routes go.
+    pub(super) fn turn_off(&mut self) {
+        if std::mem::take(&mut self.host_vectors) > 0
+            && let Err(error) = self.backend.disable_irqs(IrqIndex::Msi)
+        {
+            self.report(0, "can't be turned off, nor any other", &error);
+        }
+        self.vectors.clear();
+        self.state = MsiState::OFF;
+    }
+
+    fn report(&mut self, vector: u8, what: &str, error: &dyn std::error::Error) {
+        if let Some(end) = self.log.admit() {
+            let cause = error.source().map(|cause| format!(": {cause}"));
+            let cause = cause.unwrap_or_default();
+            let device = self.device;
+            log::error!("{device}: MSI vector {vector} {what}: {error}{cause}{end}");
+        }
+    }
+}
+
+impl Drop for MsiInterrupts {
+    fn drop(&mut self) {
+        self.turn_off();
+    }
+}
+
+#[cfg(test)]
+#[path = "msi_test.rs"]
+mod tests;

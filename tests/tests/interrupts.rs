@@ -1,0 +1,131 @@
+//! The three kinds of interrupts, each as a guest's driver uses it.
+
+use std::time::Duration;
+
+use lab::airlock::Run;
+use lab::host::{Exit, Host, HostError};
+use lab::machine::{Device, Machine, Slot};
+use lab::markers::Markers;
+use lab::scenario;
+
+const PINGS: u64 = 20;
+
+/// A guest whose network card is `nic`, told `words` on its command line. All
+/// packets must come back; answers how many interrupts there were, of which
+/// all came in through `chip`.
+fn pings(
+    host: &Host,
+    nic: &str,
+    words: &str,
+    chip: &str,
+    change: impl Fn(Run) -> Run,
+) -> Result<u64, HostError> {
+    let run = Run::tasks("net,poweroff")
+        .cmdline(&format!("lab.pings={PINGS} {words}"))
+        .device(host.address(nic)?);
+    let outcome = host.run(&change(run).step())?;
+    let told = format!("{nic} {words}: {}", outcome.stderr);
+    assert_eq!(outcome.exit, Exit::Status(0), "{told}");
+    let markers = Markers::of(&outcome.lines);
+    let net = markers.first("net").expect("the guest has no network");
+    assert_eq!(net.number("received"), Some(PINGS), "{net:?}; {told}");
+    let mut total = 0;
+    for vector in markers.all("interrupts") {
+        let through = vector.value("chip");
+        assert!(through.starts_with(chip), "{vector:?}; {told}");
+        total += vector.number("count").unwrap_or(0);
+    }
+    assert!(total >= PINGS, "{PINGS} packets with {total} interrupts");
+    // A line that nobody serves, or that is never let go, is turned off by
+    // the guest's kernel after 100,000 interrupts.
+    assert!(
+        total < 100 * PINGS,
+        "{total} interrupts for {PINGS} packets"
+    );
+    Ok(total)
+}
+
+#[test]
+fn packets_by_msix_and_by_the_pin() {
+    let machine = Machine::new("interrupt-kinds")
+        .device(Device::e1000e("nic"))
+        .slot(Slot::ConventionalBridge(vec![Device::e1000("old-nic")]));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["nic", "old-nic"])?;
+        let as_it_is = |run| run;
+        pings(host, "nic", "", "PCI-MSIX", as_it_is)?;
+        pings(host, "nic", "pci=nomsi", "IO-APIC", as_it_is)?;
+        // The driver tries MSI, finds that QEMU's card can't do it, and goes
+        // back to the pin.
+        pings(host, "nic", "e1000e.IntMode=1", "IO-APIC", as_it_is)?;
+        // A card that has only its pin.
+        pings(host, "old-nic", "", "IO-APIC", as_it_is)?;
+        // As on hosts whose KVM does not tell when the guest is done.
+        let trapped = |run: Run| run.arg("--trap-intx");
+        pings(host, "old-nic", "", "IO-APIC", trapped)?;
+        pings(host, "nic", "pci=nomsi", "IO-APIC", trapped)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn each_msi_arrives_once() {
+    const RAISED: u64 = 50;
+    let machine = Machine::new("msi").device(Device::edu("edu"));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["edu"])?;
+        let run = Run::tasks("msi,poweroff")
+            .cmdline(&format!("lab.raise={RAISED}"))
+            .device(host.address("edu")?);
+        let outcome = host.run(&run.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        let markers = Markers::of(&outcome.lines);
+        let msi = markers.first("msi").expect("the guest has no edu");
+        assert_eq!(msi.number("raised"), Some(RAISED));
+        assert_eq!(
+            msi.number("counted"),
+            Some(RAISED),
+            "none lost, none invented"
+        );
+        assert_eq!(msi.number("off"), Some(0), "{msi:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn two_cards_on_one_line() {
+    // There are eight lines: the first device and the ninth share one.
+    let between: Vec<_> = (2..9).map(|number| format!("edu-{number}")).collect();
+    let mut machine = Machine::new("shared-line").device(Device::e1000e("first"));
+    for name in &between {
+        machine = machine.slot(Slot::Integrated(Device::edu(name)));
+    }
+    let machine = machine.device(Device::e1000e("ninth"));
+    scenario(&machine, |host| {
+        let mut names = vec!["first"];
+        names.extend(between.iter().map(String::as_str));
+        names.push("ninth");
+        host.bind_vfio(&names)?;
+        for trapped in [false, true] {
+            let mut run = Run::tasks("net,poweroff")
+                .cmdline(&format!("lab.pings={PINGS} pci=nomsi"))
+                .limit(Duration::from_secs(180));
+            if trapped {
+                run = run.arg("--trap-intx");
+            }
+            for name in &names {
+                run = run.device(host.address(name)?);
+            }
+            let outcome = host.run(&run.step())?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            let markers = Markers::of(&outcome.lines);
+            let cards: Vec<_> = markers.all("net").collect();
+            assert_eq!(cards.len(), 2, "{cards:?}");
+            assert_eq!(cards[0].value("irq"), cards[1].value("irq"));
+            for card in cards {
+                assert_eq!(card.number("received"), Some(PINGS), "{card:?}");
+            }
+        }
+        Ok(())
+    });
+}
