@@ -119,7 +119,7 @@ impl Topology {
             return Ok(());
         };
         for guest in self.guests {
-            let mut function = AssignedDevice::with_options(
+            let mut function = AssignedDevice::new(
                 guest.host,
                 guest.backend,
                 guest.options,
