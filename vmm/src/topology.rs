@@ -121,7 +121,7 @@ impl Topology {
         };
         let mut removable = Vec::with_capacity(self.guests.len());
         for guest in self.guests {
-            let mut function = AssignedDevice::with_options(
+            let mut function = AssignedDevice::new(
                 guest.host,
                 guest.backend,
                 guest.options,

@@ -99,28 +99,6 @@ pub struct AssignedDevice {
 }
 
 impl AssignedDevice {
-    /// Prepares the device at `host`, opened as `backend`, for a guest, on its
-    /// root bus and with its own ROM: [`Self::with_options`] by default.
-    ///
-    /// # Errors
-    /// When the device does not answer, or is none that a guest can have.
-    pub fn new(
-        host: PciAddress,
-        backend: Arc<dyn DeviceBackend>,
-        router: Arc<dyn InterruptRouter>,
-        mapper: Arc<dyn MemoryMapper>,
-        space: Arc<dyn AddressSpace>,
-    ) -> Result<Self, AssignError> {
-        Self::with_options(
-            host,
-            backend,
-            AssignOptions::default(),
-            router,
-            mapper,
-            space,
-        )
-    }
-
     /// Prepares the device at `host`, opened as `backend`, for a guest. Its
     /// interrupts go through `router`, its BARs are mapped by `mapper`, and
     /// other devices in `space` may reach them.
@@ -128,7 +106,7 @@ impl AssignedDevice {
     /// # Errors
     /// When the device does not answer, is none that a guest can have, or does
     /// not fit the options.
-    pub fn with_options(
+    pub fn new(
         host: PciAddress,
         backend: Arc<dyn DeviceBackend>,
         options: AssignOptions,

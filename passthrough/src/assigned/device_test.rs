@@ -28,7 +28,7 @@ fn assign_with(host: FakeDevice, options: AssignOptions, journal: &Journal) -> S
     let router = Arc::new(FakeRouter::new(journal));
     let mapper = Arc::new(FakeMapper::new(journal));
     let space = Arc::new(FakeSpace::new(journal));
-    let device = AssignedDevice::with_options(
+    let device = AssignedDevice::new(
         "0000:01:00.0".parse().unwrap(),
         Arc::clone(&host) as Arc<dyn DeviceBackend>,
         options,
