@@ -137,11 +137,9 @@ impl AssignedDevice {
         });
         let mut bars = Bars::new(host, mapper, space);
         for info in infos {
-            bars.add(
-                info,
-                &*backend,
-                interrupts.as_ref().map(MsixInterrupts::capability),
-            );
+            // Also where no interrupt can be delivered: the table is never the
+            // guest's to write.
+            bars.add(info, &*backend, view.book.msix.as_ref());
         }
         // No interrupt pin is delivered, so that the device may not raise it;
         // on a shared line it would disturb the host.

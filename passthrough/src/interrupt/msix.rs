@@ -71,11 +71,6 @@ impl MsixInterrupts {
         })
     }
 
-    /// Where table, pending bits and control register are.
-    pub(crate) fn capability(&self) -> &MsixCapability {
-        &self.capability
-    }
-
     /// The guest wrote the message control register.
     pub(crate) fn write_control(&mut self, value: u16) {
         let changed = self.state.write_control(value);
