@@ -96,3 +96,43 @@ fn moves_under_load() {
         Ok(())
     });
 }
+
+/// A controller with its queues in a memory BAR of its own, and a BAR of 16 GiB
+/// besides: both are prefetchable, and above 4 GiB behind their port.
+#[test]
+fn large_bars_behind_a_port() {
+    let disk = Disk::seeded(16 << 20, 19);
+    let written = disk.digest(BYTES).unwrap().to_string();
+    let disk = Device::nvme("disk", disk)
+        .property("legacy-cmb=on")
+        .property("cmb_size_mb=64")
+        .property("pmrdev=memory");
+    let machine = Machine::new("large-bars").device(disk).qemu_args([
+        "-object",
+        "memory-backend-ram,size=16G,share=on,reserve=off,id=memory",
+    ]);
+    scenario(&machine, |host| {
+        host.bind_vfio(&["disk"])?;
+        let run = Run::tasks("ports,nvme,bar,poweroff")
+            .cmdline(&format!("lab.bytes={BYTES} lab.bar=1b36:0010,2,0x5a"))
+            .device(host.address("disk")?);
+        let outcome = host.run(&run.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("slow"), "{}", outcome.stderr);
+        let markers = Markers::of(&outcome.lines);
+        let port = markers.first("port").expect("no port");
+        assert_eq!(port.value("device"), "0000:01:00.0");
+        let read = markers.first("nvme-read").expect("the guest read nothing");
+        assert_eq!(read.value("sha256"), written);
+        for (index, size) in [(2, 64 << 20), (4, 16 << 30)] {
+            let mut bars = markers.all("bar");
+            let bar = bars.find(|bar| bar.number("index") == Some(index));
+            let bar = bar.expect("no such BAR");
+            assert_eq!(bar.number("size"), Some(size), "{bar:?}");
+            assert!(bar.number("start") >= Some(4 << 30), "{bar:?}");
+        }
+        let kept = markers.first("bar-kept").expect("the guest found no BAR");
+        assert_eq!(kept.number("value"), Some(0x5a), "{kept:?}");
+        Ok(())
+    });
+}

@@ -141,10 +141,13 @@ impl Hypervisor {
     pub fn vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, KvmError> {
         (0..count)
             .map(|id| {
-                let vcpu = self
+                let mut vcpu = self
                     .vm
                     .create_vcpu(id.into())
                     .map_err(|error| KvmError::Refused("make a vCPU", error))?;
+                vcpu::keep_from_children(&mut vcpu, self.vm.run_size()).map_err(|error| {
+                    KvmError::Refused("keep a vCPU out of child processes", error)
+                })?;
                 let cpuid = vcpu::guest_cpuid(&self.cpuid, &self.vm, id, count);
                 vcpu.set_cpuid2(&cpuid)
                     .map_err(|error| KvmError::Refused("set a vCPU's CPUID", error))?;

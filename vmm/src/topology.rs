@@ -136,7 +136,7 @@ impl Topology {
                 place,
                 port,
             );
-            let mut function = AssignedDevice::with_options(
+            let mut function = AssignedDevice::new(
                 guest.host,
                 guest.backend,
                 guest.options,

@@ -136,6 +136,7 @@ fn a_device_that_does_not_answer_is_refused_by_name() {
     let error = AssignedDevice::new(
         "0000:01:00.0".parse().unwrap(),
         Arc::new(host),
+        AssignOptions::default(),
         Arc::new(FakeRouter::new(&journal)),
         Arc::new(FakeMapper::new(&journal)),
         Arc::new(FakeSpace::new(&journal)),

@@ -10,7 +10,7 @@ use super::reset::Pending;
 use super::rom::{Rom, RomError};
 use crate::bar::{Bars, Emulated, pieces};
 use crate::config::{self, ConfigError, ConfigView, PowerState, RuleBook, Scope, Subject};
-use crate::interrupt::{CountedBackend, InterruptStats, Interrupts, MsixInterrupts};
+use crate::interrupt::{CountedBackend, InterruptStats, Interrupts};
 use crate::iommu::AddressSpace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRouter, MemoryMapper};
@@ -101,28 +101,6 @@ pub struct AssignedDevice {
 }
 
 impl AssignedDevice {
-    /// Prepares the device at `host`, opened as `backend`, for a guest, on its
-    /// root bus and with its own ROM: [`Self::with_options`] by default.
-    ///
-    /// # Errors
-    /// When the device does not answer, or is none that a guest can have.
-    pub fn new(
-        host: PciAddress,
-        backend: Arc<dyn DeviceBackend>,
-        router: Arc<dyn InterruptRouter>,
-        mapper: Arc<dyn MemoryMapper>,
-        space: Arc<dyn AddressSpace>,
-    ) -> Result<Self, AssignError> {
-        Self::with_options(
-            host,
-            backend,
-            AssignOptions::default(),
-            router,
-            mapper,
-            space,
-        )
-    }
-
     /// Prepares the device at `host`, opened as `backend`, for a guest. Its
     /// interrupts go through `router`, its BARs are mapped by `mapper`, and
     /// other devices in `space` may reach them.
@@ -130,7 +108,7 @@ impl AssignedDevice {
     /// # Errors
     /// When the device does not answer, is none that a guest can have, or does
     /// not fit the options.
-    pub fn with_options(
+    pub fn new(
         host: PciAddress,
         backend: Arc<dyn DeviceBackend>,
         options: AssignOptions,
@@ -162,8 +140,9 @@ impl AssignedDevice {
         interrupts.add_messages(host, &backend, &router, &view);
         let mut bars = Bars::new(host, mapper, space);
         for info in infos {
-            let msix = interrupts.msix().map(MsixInterrupts::capability);
-            bars.add(info, &*backend, msix);
+            // Also where no interrupt can be delivered: the table is never the
+            // guest's to write.
+            bars.add(info, &*backend, view.book.msix.as_ref());
         }
         // While its pin is not delivered, the device may not raise it: on a
         // shared line it would disturb the host.

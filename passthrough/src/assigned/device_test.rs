@@ -43,7 +43,7 @@ fn assign_changed(
     change(&router);
     let mapper = Arc::new(FakeMapper::new(journal));
     let space = Arc::new(FakeSpace::new(journal));
-    let device = AssignedDevice::with_options(
+    let device = AssignedDevice::new(
         "0000:01:00.0".parse().unwrap(),
         Arc::clone(&host) as Arc<dyn DeviceBackend>,
         options,

@@ -348,7 +348,7 @@ proptest! {
         let router = Arc::new(FakeRouter::new(&journal));
         let mapper = Arc::new(FakeMapper::new(&journal));
         let space = Arc::new(FakeSpace::new(&journal));
-        let device = AssignedDevice::with_options(
+        let device = AssignedDevice::new(
             address,
             Arc::clone(&host) as Arc<dyn DeviceBackend>,
             options,

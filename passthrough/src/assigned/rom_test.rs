@@ -152,7 +152,7 @@ fn files_that_can_be_no_rom_are_refused_by_name() {
         (vec![0; (16 << 20) + 1], RomError::TooLarge((16 << 20) + 1)),
     ] {
         let journal = Journal::default();
-        let error = AssignedDevice::with_options(
+        let error = AssignedDevice::new(
             "0000:01:00.0".parse().unwrap(),
             Arc::new(FakeDevice::nvme(&journal).unwrap()),
             AssignOptions {

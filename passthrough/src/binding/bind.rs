@@ -7,7 +7,7 @@ use super::kernel::{
     Kernel, bring_back, is_vfio, probe, same, set_override, set_virtual_functions, unbind,
 };
 use super::plan::{AlreadyRight, PlannedDevice, Target};
-use super::restore::{Outcome, Released, give_back, on};
+use super::restore::{Outcome, Released, on, take_back};
 use super::sysfs::Write;
 use crate::host::Holders;
 
@@ -251,7 +251,7 @@ pub(super) fn undo(
                     reason: format!("the kernel still waits in {path}"),
                 },
             },
-            _ => give_back(kernel, entry, &holders),
+            _ => take_back(kernel, entry, &holders),
         });
     }
     let failed = |entry: &Entry| {

@@ -84,6 +84,14 @@ impl DeviceName {
         format!("{}/{attribute}", self.folder())
     }
 
+    /// The folder of the PCI bus that it is on, when it is a PCI function: that
+    /// stays when the function is removed.
+    pub(super) fn bus_folder(&self) -> Option<String> {
+        self.address()?;
+        let (bus, _) = self.name.rsplit_once(':')?;
+        Some(format!("/sys/class/pci_bus/{bus}"))
+    }
+
     /// A file of `driver`, which is on the same bus.
     pub(super) fn driver_file(&self, driver: &str, file: &str) -> String {
         format!("/sys/bus/{}/drivers/{driver}/{file}", self.bus)
@@ -175,6 +183,10 @@ mod tests {
             device.probe_file(),
             "/sys/bus/platform/drivers_probe".to_owned()
         );
+        assert_eq!(device.bus_folder(), None);
+        let device: DeviceName = "00e1:02:00.3".parse().unwrap();
+        let bus = Some("/sys/class/pci_bus/00e1:02".to_owned());
+        assert_eq!(device.bus_folder(), bus);
     }
 
     #[test]

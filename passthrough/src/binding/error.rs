@@ -206,6 +206,16 @@ pub enum BindError {
         /// What may be the cause.
         hint: String,
     },
+    /// A device that was removed to be found anew was not found.
+    #[error(
+        "{device} was removed so that the kernel sets its DMA up for the host, and a scan of its bus ({path}) does not find it: see `dmesg | tail`, then look for it on all buses with `echo 1 > /sys/bus/pci/rescan`"
+    )]
+    NotFoundAnew {
+        /// The device.
+        device: DeviceName,
+        /// What was to find it.
+        path: String,
+    },
     /// A file of the journal could not be written or read.
     #[error("cannot {action} {path}: {answer}. Without a journal nothing is bound: run as root, on a host with /run", path = .path.display())]
     Journal {

@@ -19,7 +19,8 @@ pub struct Held {
     pub driver: String,
     /// What it goes back to.
     pub back_to: Found,
-    /// It came into a held group by itself: it has no driver to go back to.
+    /// It came into a held group by itself: it has no driver to go back to. A
+    /// PCI device is removed and found anew, as on the day it was plugged in.
     pub hot_added: bool,
     /// For how long.
     pub keep: Keep,

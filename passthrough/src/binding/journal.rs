@@ -60,7 +60,8 @@ pub(super) struct Entry {
     /// it is on first, once that is known.
     pub(super) drivers: Vec<String>,
     pub(super) found: Found,
-    /// It came into a held group. Its override was set, and nothing else.
+    /// It came into a held group. Its override was set, and nothing else. To
+    /// be given back it may have been removed, and is to be found anew then.
     pub(super) hot_added: bool,
 }
 

@@ -28,6 +28,20 @@ impl Kernel<'_> {
         self.link(device.folder()).map(|place| place.is_some())
     }
 
+    /// Whether the PCI bus of the device is there, with or without the device.
+    pub(super) fn has_bus(&self, device: &DeviceName) -> Result<bool, BindError> {
+        match device.bus_folder() {
+            Some(bus) => self.link(bus).map(|place| place.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the device is a VF, which only its PF can make.
+    pub(super) fn is_virtual_function(&self, device: &DeviceName) -> Result<bool, BindError> {
+        let physical = self.link(device.attribute("physfn"));
+        physical.map(|physical| physical.is_some())
+    }
+
     /// The driver that the device is on.
     pub(super) fn driver(&self, device: &DeviceName) -> Result<Option<String>, BindError> {
         self.link(device.attribute("driver"))
@@ -205,6 +219,7 @@ fn hint(path: &str, error: &io::Error) -> &'static str {
         ("drivers_probe", Some(libc::EINVAL)) => {
             ": the group belongs to a guest, or the driver is not ready"
         }
+        ("remove" | "rescan", Some(libc::ENOENT)) => ": the device, or its bus, has left the host",
         ("sriov_numvfs", Some(libc::ENOENT)) => ": its driver can't change the number of VFs",
         _ => "",
     }
@@ -260,6 +275,18 @@ pub(super) fn unbind(device: &DeviceName, driver: &str) -> Write {
 /// Has the bus look for a driver.
 pub(super) fn probe(device: &DeviceName) -> Write {
     Write::new(device.probe_file(), device.name())
+}
+
+/// Takes a PCI device out of the kernel, but not out of its slot.
+pub(super) fn remove(device: &DeviceName) -> Write {
+    Write::new(device.attribute("remove"), "1")
+}
+
+/// Has the kernel look for PCI devices on the bus of `device`, and on no other:
+/// elsewhere there may be some that were removed for good.
+pub(super) fn rescan(device: &DeviceName) -> Write {
+    let bus = device.bus_folder().unwrap_or_default();
+    Write::new(format!("{bus}/rescan"), "1")
 }
 
 /// Gives the device to `driver`, which must know it.

@@ -38,8 +38,13 @@
 //! step fails, everything goes back. If the process ends, the next one to bind
 //! or release gives back what it left. Giving back compares before it writes,
 //! so that it can be cut short anywhere and done again. A device that somebody
-//! else has put on a third driver meanwhile is left alone.
+//! else has put on a third driver meanwhile is left alone. A PCI device that came
+//! into a held group is removed and found anew when that is free: before, the
+//! kernel would not set its DMA up for the host.
 
+mod anew;
+#[cfg(test)]
+mod anew_test;
 mod bind;
 mod binder;
 mod bound;

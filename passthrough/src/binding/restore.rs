@@ -9,8 +9,8 @@ use super::device::DeviceName;
 use super::error::BindError;
 use super::journal::Entry;
 use super::kernel::{
-    Kernel, bind, bring_back, probe, set_override, set_power_control, set_virtual_functions,
-    unbind, way_back,
+    Kernel, bind, bring_back, probe, remove, rescan, set_override, set_power_control,
+    set_virtual_functions, unbind, way_back,
 };
 use super::sysfs::Write;
 use crate::host::Holders;
@@ -73,31 +73,53 @@ impl fmt::Display for Released {
     }
 }
 
-/// Gives the device of `entry` back.
+/// Gives the device of `entry` back. If it came into a held group, that group
+/// should be free by now.
 pub(super) fn give_back(kernel: Kernel<'_>, entry: &Entry, holders: &Holders) -> Released {
-    let outcome = Restore {
+    Restore {
         kernel,
         entry,
         holders,
-    };
-    Released {
-        device: entry.device.clone(),
-        outcome: outcome.run().unwrap_or_else(|error| Outcome::Failed {
-            reason: error.to_string(),
-        }),
+        group_is_free: true,
     }
+    .outcome()
+}
+
+/// Takes back what was begun for `entry`, whose group may be held still.
+pub(super) fn take_back(kernel: Kernel<'_>, entry: &Entry, holders: &Holders) -> Released {
+    Restore {
+        kernel,
+        entry,
+        holders,
+        group_is_free: false,
+    }
+    .outcome()
 }
 
 #[derive(Debug)]
-struct Restore<'a> {
-    kernel: Kernel<'a>,
-    entry: &'a Entry,
+pub(super) struct Restore<'a> {
+    pub(super) kernel: Kernel<'a>,
+    pub(super) entry: &'a Entry,
     holders: &'a Holders,
+    /// This process holds it no longer. Others may.
+    pub(super) group_is_free: bool,
 }
 
 impl Restore<'_> {
+    fn outcome(&self) -> Released {
+        Released {
+            device: self.entry.device.clone(),
+            outcome: self.run().unwrap_or_else(|error| Outcome::Failed {
+                reason: error.to_string(),
+            }),
+        }
+    }
+
     fn run(&self) -> Result<Outcome, BindError> {
         let device = &self.entry.device;
+        if self.is_to_be_found_anew()? {
+            return self.find_anew();
+        }
         if !self.kernel.has(device)? {
             return Ok(Outcome::Gone);
         }
@@ -121,15 +143,7 @@ impl Restore<'_> {
             way_back(self.entry.found.driver.as_deref(), self.before())
         };
         self.restore_override(way)?;
-        if let Some(driver) = now.filter(|driver| self.entry.is_ours(driver)) {
-            let write = unbind(device, &driver);
-            match self.kernel.write(device, &write, &self.after_unbind()) {
-                // Somebody was faster. What it is on now is seen below.
-                Err(BindError::Write { answer, .. })
-                    if answer.raw_os_error() == Some(libc::ENODEV) => {}
-                other => other?,
-            }
-        }
+        self.unbind_ours()?;
         self.restore_driver()?;
         if way != self.before() {
             self.restore_override(self.before())?;
@@ -144,7 +158,7 @@ impl Restore<'_> {
         self.entry.found.driver.as_deref() == Some(driver)
     }
 
-    fn check_users(&self) -> Result<(), BindError> {
+    pub(super) fn check_users(&self) -> Result<(), BindError> {
         let Entry { device, group, .. } = self.entry;
         let holders = self.kernel.users(device, *group, self.holders);
         if holders.is_empty() {
@@ -154,23 +168,44 @@ impl Restore<'_> {
         Err(BindError::InUse { device, holders })
     }
 
-    fn before(&self) -> Option<&str> {
+    pub(super) fn before(&self) -> Option<&str> {
         self.entry.found.driver_override.as_deref()
     }
 
+    /// Takes the device from the driver that the transaction put it on, if it
+    /// is on that.
+    pub(super) fn unbind_ours(&self) -> Result<(), BindError> {
+        let device = &self.entry.device;
+        let now = self.kernel.driver(device)?;
+        let Some(driver) = now.filter(|driver| self.entry.is_ours(driver)) else {
+            return Ok(());
+        };
+        let write = unbind(device, &driver);
+        match self.kernel.write(device, &write, &self.after_unbind()?) {
+            // Somebody was faster. What it is on now is seen afterwards.
+            Err(BindError::Write { answer, .. }) if answer.raw_os_error() == Some(libc::ENODEV) => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// What has to follow an unbind that comes through late.
-    fn after_unbind(&self) -> Vec<Write> {
+    fn after_unbind(&self) -> Result<Vec<Write>, BindError> {
         let Entry { device, found, .. } = self.entry;
+        if self.is_to_be_found_anew()? {
+            return Ok(vec![remove(device), rescan(device)]);
+        }
         let mut undo = bring_back(device, found.driver.as_deref(), self.before());
         if self.entry.hot_added {
             undo.push(probe(device));
         }
-        undo
+        Ok(undo)
     }
 
     /// Sets the override to `value`, if it is one of those that are set on the
     /// way there and back: another one is somebody else's.
-    fn restore_override(&self, value: Option<&str>) -> Result<(), BindError> {
+    pub(super) fn restore_override(&self, value: Option<&str>) -> Result<(), BindError> {
         let Entry { device, found, .. } = self.entry;
         let now = self.kernel.driver_override(device)?;
         let now = now.as_deref();

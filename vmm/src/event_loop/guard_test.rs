@@ -6,6 +6,7 @@ use std::time::Duration;
 use devices::bus::Bus;
 use devices::pci::PciFunction;
 use event_manager::{EventManager, SubscriberOps};
+use passthrough::AssignOptions;
 use passthrough::binding::{AccessError, Binder, Sysfs, Write};
 use passthrough::fake::{FakeDevice, FakeMapper, FakeRouter, FakeSpace, Journal};
 use passthrough::host::{Holders, Received, UeventSource};
@@ -116,6 +117,7 @@ fn rig(policy: OnViabilityLoss) -> Rig {
         let function = AssignedDevice::new(
             name.parse().unwrap(),
             Arc::clone(&host) as Arc<dyn DeviceBackend>,
+            AssignOptions::default(),
             Arc::new(FakeRouter::new(&journal)),
             Arc::new(FakeMapper::new(&journal)),
             Arc::new(FakeSpace::new(&journal)),

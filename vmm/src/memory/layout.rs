@@ -188,6 +188,17 @@ mod tests {
     }
 
     #[test]
+    fn nothing_overlaps_below_4_gib() {
+        let layout = GuestLayout::new(8 * GIB, 46, None).unwrap();
+        assert_eq!(layout.ram[0].end(), layout.mmio32.start);
+        assert_eq!(layout.mmio32.end(), layout.ecam.start);
+        assert_eq!(layout.ecam.size, 32 << 20);
+        assert!(layout.ecam.end() <= 0xfec0_0000, "the IOAPIC");
+        // Where ACPI can say that it is: at a multiple of its size.
+        assert!(layout.ecam.start.is_multiple_of(layout.ecam.size));
+    }
+
+    #[test]
     fn large_guest_is_split_round_the_hole() {
         let layout = GuestLayout::new(8 * GIB, 46, None).unwrap();
         assert_eq!(layout.ram[0].end(), 3 * GIB);

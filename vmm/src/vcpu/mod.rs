@@ -2,10 +2,12 @@
 //! thread that runs it.
 
 mod cpuid;
+mod mapping;
 mod state;
 mod thread;
 
 pub use cpuid::guest_cpuid;
 pub(crate) use cpuid::{address_bits, supported};
+pub(crate) use mapping::keep_from_children;
 pub use state::{EntryPoint, SetupError, set_up};
 pub use thread::{Buses, StartError, VcpuEnd, VcpuObserver, VcpuThreads};

@@ -1,5 +1,6 @@
 //! Guests of a few instructions on the real `/dev/kvm`.
 
+mod children;
 mod ends;
 mod kernel;
 mod terminal;

@@ -40,6 +40,9 @@ pub struct FakeDevice {
     pub physical: Option<DeviceName>,
     /// It is a bridge.
     pub bridge: bool,
+    /// It was added while its group was a guest's: its DMA for the host faults,
+    /// for as long as it is not added anew.
+    pub untranslated: bool,
     /// Its unbind waits for its user: the link to the driver is gone, its lock
     /// is held.
     pub leaving: bool,

@@ -2,6 +2,7 @@
 //! that behave as those of Linux do when sysfs is written to.
 
 mod device;
+mod plug;
 mod state;
 mod survey;
 
@@ -35,6 +36,8 @@ pub enum Fault {
     CrashAfter,
     /// Somebody else writes these after the step.
     Others(Vec<Write>),
+    /// The device is pulled out of the host after the step.
+    Lost(String),
     /// A process opens a file of VFIO after the step.
     Opened(Holder),
 }
@@ -82,7 +85,9 @@ impl FakeSysfs {
     /// When `name` names no device.
     pub fn add_device(&self, name: &str, device: FakeDevice) {
         let name = named(name);
-        self.state().devices.insert(name, device);
+        let mut state = self.state();
+        state.add_bus(&name);
+        state.devices.insert(name, device);
     }
 
     /// Adds a device as hot-plug does: drivers are asked at once. `before` is
@@ -93,7 +98,7 @@ impl FakeSysfs {
     pub fn plug(&self, name: &str, device: FakeDevice, before: &[Write]) {
         let name = named(name);
         let mut state = self.state();
-        state.devices.insert(name.clone(), device);
+        state.add(&name, device);
         for write in before {
             let _ = state.write(write, &[]);
         }
@@ -105,7 +110,16 @@ impl FakeSysfs {
     /// # Panics
     /// When `name` names no device.
     pub fn unplug(&self, name: &str) {
-        self.state().devices.remove(&named(name));
+        self.state().pull(&named(name));
+    }
+
+    /// Takes a bus such as `0000:02` out of the host, with all that is on it.
+    pub fn unplug_bus(&self, bus: &str) {
+        let mut state = self.state();
+        state.buses.remove(bus);
+        let stays = |name: &DeviceName| plug::pci_bus(name) != Some(bus);
+        state.devices.retain(|name, _| stays(name));
+        state.removed.retain(|name, _| stays(name));
     }
 
     /// A process opens a file of VFIO: a group's (`/dev/vfio/7`) or a device's
@@ -116,6 +130,12 @@ impl FakeSysfs {
             name: name.to_owned(),
             file: file.to_owned(),
         });
+    }
+
+    /// From now on no process that looks is shown who has VFIO's files open, as
+    /// when they are opened just after the look.
+    pub fn hide_holders(&self) {
+        self.state().holders_are_hidden = true;
     }
 
     /// The process closes its files: what waited for that goes on.
@@ -205,6 +225,7 @@ impl FakeSysfs {
                     let _ = state.write(&write, &[]);
                 }
             }
+            Some(Fault::Lost(name)) => state.pull(&named(&name)),
             Some(Fault::Opened(holder)) => state.holders.push(holder),
             _ => {}
         }
@@ -248,8 +269,14 @@ impl Sysfs for FakeSysfs {
     }
 
     fn holders(&self) -> Holders {
+        let state = self.state();
+        let hidden = state.holders_are_hidden;
         Holders {
-            seen: self.state().holders.clone(),
+            seen: if hidden {
+                Vec::new()
+            } else {
+                state.holders.clone()
+            },
             hidden: 0,
         }
     }

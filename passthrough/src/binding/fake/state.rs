@@ -1,7 +1,7 @@
-//! What the kernel does: drivers/base/{bus,dd,driver}.c, drivers/pci/iov.c and
+//! What the kernel does: drivers/base/{bus,dd,driver}.c and
 //! drivers/vfio/pci/vfio_pci_core.c of Linux 6.12.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::super::device::DeviceName;
@@ -17,7 +17,12 @@ pub(super) struct State {
     /// Modules that can be loaded, and what comes with them.
     pub(super) modules: BTreeMap<String, (String, FakeDriver)>,
     pub(super) devices: BTreeMap<DeviceName, FakeDevice>,
+    /// PCI devices that were removed, and are in their slots still.
+    pub(super) removed: BTreeMap<DeviceName, FakeDevice>,
+    /// The PCI buses, such as `0000:02`.
+    pub(super) buses: BTreeSet<String>,
     pub(super) holders: Vec<Holder>,
+    pub(super) holders_are_hidden: bool,
     pub(super) faults: BTreeMap<usize, Fault>,
     pub(super) log: Vec<String>,
     pub(super) lockdown: Option<String>,
@@ -33,6 +38,7 @@ enum Place<'a> {
     Attribute(DeviceName, &'a str),
     Driver(&'a str, &'a str, &'a str),
     Bus(&'a str, &'a str),
+    PciBus(&'a str, &'a str),
     Member(u32, &'a str, &'a str),
     Other,
 }
@@ -50,6 +56,8 @@ fn place(path: &str) -> Place<'_> {
         },
         ["sys", "bus", bus, "drivers", driver, file] => Place::Driver(bus, driver, file),
         ["sys", "bus", bus, file] => Place::Bus(bus, file),
+        ["sys", "class", "pci_bus", bus] => Place::PciBus(bus, ""),
+        ["sys", "class", "pci_bus", bus, file] => Place::PciBus(bus, file),
         ["sys", "kernel", "iommu_groups", group, "devices"] => match group.parse() {
             Ok(group) => Place::Member(group, "", ""),
             Err(_) => Place::Other,
@@ -65,12 +73,12 @@ fn place(path: &str) -> Place<'_> {
     }
 }
 
-fn refused<T>(errno: i32) -> Result<T, AccessError> {
+pub(super) fn refused<T>(errno: i32) -> Result<T, AccessError> {
     Err(io::Error::from_raw_os_error(errno).into())
 }
 
 impl State {
-    fn driver(&self, bus: &str, name: &str) -> Option<&FakeDriver> {
+    pub(super) fn driver(&self, bus: &str, name: &str) -> Option<&FakeDriver> {
         let mut drivers = self.drivers.iter();
         let found = drivers.find(|(on, driver)| on == bus && driver.name == name);
         found.map(|(_, driver)| driver)
@@ -96,7 +104,7 @@ impl State {
 
     /// Whether a guest owns the DMA of the group (drivers/iommu/iommu.c,
     /// `iommu_device_use_default_domain`).
-    fn is_owned(&self, group: Option<GroupId>) -> bool {
+    pub(super) fn is_owned(&self, group: Option<GroupId>) -> bool {
         group.is_some_and(|group| {
             let mut members = self.members(group.0);
             members.any(|(_, member)| member.vfio_device.is_some() && self.is_open(member))
@@ -148,9 +156,14 @@ impl State {
                     "" => Some(name.name().to_owned()),
                     "driver" if !device.leaving => device.driver.clone(),
                     "iommu_group" => device.group.map(|group| group.to_string()),
+                    "physfn" => {
+                        let physical = device.physical.as_ref()?;
+                        Some(physical.name().to_owned())
+                    }
                     _ => None,
                 }
             }
+            Place::PciBus(bus, "") => self.buses.get(bus).cloned(),
             Place::Driver(bus, driver, "module") => self.driver(bus, driver)?.module.clone(),
             Place::Member(group, member, "subsystem") => {
                 let mut members = self.members(group);
@@ -204,6 +217,9 @@ impl State {
                     return refused(libc::ENOENT);
                 }
                 self.wait_for(&name, write, undo)?;
+                if attribute == "remove" && name.bus() == "pci" {
+                    return self.remove(&name, write, undo);
+                }
                 self.write_attribute(&name, attribute, value)
             }
             Place::Driver(bus, driver, file) => {
@@ -229,6 +245,10 @@ impl State {
                     return Ok(());
                 }
                 self.probe(&name)
+            }
+            Place::PciBus(bus, "rescan") if self.buses.contains(bus) => {
+                self.rescan(bus);
+                Ok(())
             }
             _ => refused(libc::ENOENT),
         }
@@ -276,51 +296,9 @@ impl State {
         Ok(())
     }
 
-    /// `sriov_numvfs_store`.
-    fn make_functions(&mut self, name: &DeviceName, value: &str) -> Result<(), AccessError> {
-        let Some(device) = self.devices.get(name) else {
-            return refused(libc::ENOENT);
-        };
-        let Some((now, names)) = device.virtual_functions.clone() else {
-            return refused(libc::EACCES);
-        };
-        let Ok(count) = value.parse::<u16>() else {
-            return refused(libc::EINVAL);
-        };
-        if usize::from(count) > names.len() {
-            return refused(libc::ERANGE);
-        }
-        if count == now {
-            return Ok(());
-        }
-        let driver = device.driver.clone().unwrap_or_default();
-        let can = self.driver(name.bus(), &driver).is_some_and(|d| d.sriov);
-        if !can {
-            return refused(libc::ENOENT);
-        }
-        if count > 0 && now > 0 {
-            return refused(libc::EBUSY);
-        }
-        for function in &names {
-            self.devices.remove(function);
-        }
-        for (function, number) in names.iter().zip(1000..1000 + u32::from(count)) {
-            let made = FakeDevice {
-                physical: Some(name.clone()),
-                ..FakeDevice::new("vf", number, "")
-            };
-            self.devices.insert(function.clone(), made);
-            let _ = self.probe(function);
-        }
-        if let Some(device) = self.devices.get_mut(name) {
-            device.virtual_functions = Some((count, names));
-        }
-        Ok(())
-    }
-
     /// `unbind_store`: the link to the driver goes first, then the driver lets
     /// go, and a VFIO driver waits for its user with that.
-    fn unbind(
+    pub(super) fn unbind(
         &mut self,
         name: &DeviceName,
         driver: &str,
@@ -437,6 +415,9 @@ impl State {
             }
             if device.is_some_and(|device| device.leaving) {
                 self.detach(&name);
+                if write.path.ends_with("/remove") {
+                    let _ = self.write(&write, &[]);
+                }
             } else if self.write(&write, &[]).is_err() {
                 continue;
             }
