@@ -10,9 +10,7 @@ impl AssignedDevice {
     /// What its interrupts have cost so far.
     pub fn interrupt_stats(&self) -> InterruptStats {
         let mut stats = self.backend.stats();
-        if let Some(msix) = self.interrupts.msix() {
-            msix.add_stats(&mut stats);
-        }
+        self.interrupts.add_stats(&mut stats);
         stats
     }
 

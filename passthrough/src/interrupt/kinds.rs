@@ -5,6 +5,7 @@ use devices::pci::{ConfigSpace, MsiState, PciAddress};
 use super::intx::IntxInterrupt;
 use super::msi::MsiInterrupts;
 use super::msix::MsixInterrupts;
+use super::stats::InterruptStats;
 use crate::config::{self, ConfigView, Deliverable};
 use crate::ports::InterruptRouter;
 use crate::vfio::{DeviceBackend, IrqIndex};
@@ -204,6 +205,19 @@ impl Interrupts {
     pub(crate) fn sends_messages(&self) -> bool {
         let msi = self.msi.as_ref().is_some_and(MsiInterrupts::is_on);
         msi || self.msix.as_ref().is_some_and(MsixInterrupts::is_on)
+    }
+
+    /// Adds what all kinds have cost.
+    pub(crate) fn add_stats(&self, stats: &mut InterruptStats) {
+        if let Some(pin) = &self.pin {
+            pin.add_stats(stats);
+        }
+        if let Some(msi) = &self.msi {
+            msi.add_stats(stats);
+        }
+        if let Some(msix) = &self.msix {
+            msix.add_stats(stats);
+        }
     }
 
     /// Takes everything down for good.

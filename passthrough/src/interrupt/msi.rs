@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use devices::pci::{MsiMessage, MsiState, PciAddress};
 
+use super::stats::InterruptStats;
 use crate::config::MsiPlace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRoute, InterruptRouter};
@@ -48,6 +49,8 @@ pub(super) struct MsiInterrupts {
     vectors: Vec<Option<Vector>>,
     /// How many vectors the device has on the host; 0 while MSI is off there.
     host_vectors: u8,
+    /// How often a vector that the guest wanted could not be armed.
+    silent: u64,
     log: LogLimit,
 }
 
@@ -68,6 +71,7 @@ impl MsiInterrupts {
             state: MsiState::OFF,
             vectors: Vec::new(),
             host_vectors: 0,
+            silent: 0,
             log: LogLimit::new(MAX_MESSAGES),
         })
     }
@@ -149,6 +153,7 @@ impl MsiInterrupts {
             }
         }
         for (number, what, error) in failures {
+            self.silent += u64::from(self.state.delivery(number).is_some());
             self.report(number, what, &*error);
         }
     }
@@ -167,11 +172,13 @@ impl MsiInterrupts {
             other => other,
         };
         if let Err(error) = result {
+            self.silent += u64::from(enabled);
             self.report(0, "and all others stay silent", &error);
             return;
         }
         self.host_vectors = count;
         if count < enabled {
+            self.silent += u64::from(enabled - count);
             let short = DeviceError::ShortOfVectors {
                 index: IrqIndex::Msi,
                 asked: enabled.into(),
@@ -190,6 +197,7 @@ impl MsiInterrupts {
                 .and_then(Option::as_ref)
                 .is_some_and(|vector| !vector.armed && vector.connected.is_some());
             if fresh && let Err(error) = self.set(number, 1) {
+                self.silent += 1;
                 self.report(number, "stays silent", &error);
             }
         }
@@ -240,6 +248,13 @@ impl MsiInterrupts {
             }
         }
         u32::from_le_bytes(bytes)
+    }
+
+    /// Adds what it has cost.
+    pub(super) fn add_stats(&self, stats: &mut InterruptStats) {
+        let armed = self.vectors.iter().flatten().filter(|vector| vector.armed);
+        stats.armed += armed.count() as u64;
+        stats.silent += self.silent;
     }
 
     /// Silences the device, then lets the routes go.

@@ -200,6 +200,9 @@ fn a_short_allocation_is_tried_again_with_what_there_is() {
     assert!(setup.device.raise_msi(2));
     assert!(!setup.device.raise_msi(3), "silent");
     assert_eq!(setup.delivered(), [0x42]);
+    let mut stats = InterruptStats::default();
+    setup.msi.add_stats(&mut stats);
+    assert_eq!((stats.armed, stats.silent), (3, 5));
     // Unmasking one of the silent ones asks for nothing that there isn't.
     setup.write(0x10, 0xf0);
     let calls = setup.write(0x10, 0);
