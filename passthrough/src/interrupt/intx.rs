@@ -160,12 +160,12 @@ impl IntxInterrupt {
         }
     }
 
-    /// The guest has turned the pin off in its command register: the function
-    /// lets go of its line, as a real one does. One with a resample event does
-    /// so at the guest's EOI.
+    /// The guest has turned the pin off in its command register, and so it is
+    /// in the device: the function lets go of its line, as a real one does.
+    /// One with a resample event does so at the guest's EOI.
     pub(super) fn close(&mut self) {
         if self.needs_accesses() {
-            self.line.release();
+            self.line.silence();
         }
     }
 

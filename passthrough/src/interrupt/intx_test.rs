@@ -285,6 +285,10 @@ proptest! {
                 }
             }
             prop_assert!(!closed || !setup.device.pin_is_open());
+            // A level that the handler has turned off must not come back.
+            if closed && deaf {
+                prop_assert!(!setup.router.line_is_asserted());
+            }
         }
         setup.command(OPEN);
         setup.device.assert_pin(true);
