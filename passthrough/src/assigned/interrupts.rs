@@ -45,15 +45,17 @@ impl AssignedDevice {
         }
         if self.interrupts.pin_is_open(&wanted) {
             self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
-        } else if sent_messages && !self.interrupts.sends_messages() {
+        } else if sent_messages && !self.interrupts.sends_messages() && !self.interrupts.pin_is_on()
+        {
             self.close_pin();
         }
         trapped != needs_accesses
     }
 
-    /// Turns the pin off in the device itself. The kernel opens it when it
-    /// turns MSI or MSI-X off (`pci_intx_for_msi`, drivers/pci/msi), whatever
-    /// the command register said, and closes it only when the bit changes.
+    /// Turns the pin off in the device itself, where nobody listens to it. The
+    /// kernel opens it when it turns MSI or MSI-X off (`pci_intx_for_msi`,
+    /// drivers/pci/msi), whatever the command register said, and closes it
+    /// only when the bit changes, or when it turns the pin on for somebody.
     pub(super) fn close_pin(&mut self) {
         self.set_command(self.command & !config::COMMAND_INTX_DISABLE);
         self.set_command(self.command | config::COMMAND_INTX_DISABLE);
