@@ -5,11 +5,11 @@
 #   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` sends (default 3)
-#   lab.raise=N           how many interrupts `msi` has edu raise (default 20)
+#   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #
-# Tasks: nvme, net, msi, pci, cpus, nap (1 s), sleep (for ever), poweroff, reboot,
-# panic, shell.
+# Tasks: nvme, net, msi, pin, pci, cpus, nap (1 s), sleep (for ever), poweroff,
+# reboot, panic, shell.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -152,6 +152,29 @@ task_msi() {
     done
 }
 
+# The interrupt pin of the same device, by the driver for any device that has
+# one: it turns the pin off in its handler, and user space turns it on again.
+task_pin() {
+    raised=$(setting lab.raise 20)
+    echo 1234 11e8 >/sys/bus/pci/drivers/uio_pci_generic/new_id
+    await uio0 test -e /dev/uio0 || return
+    device=$(readlink -f /sys/class/uio/uio0/device)
+    read -r bar _ <"$device/resource"
+    exec 3</dev/uio0
+    i=0
+    while [ "$i" -lt "$raised" ]; do
+        devmem $((bar + 0x60)) 32 1
+        # The driver's count, once there is another.
+        count=$(timeout 5 dd bs=4 count=1 <&3 2>/dev/null | hexdump -v -e '1/4 "%u"')
+        devmem $((bar + 0x64)) 32 1
+        poke "$device/config" 5 000
+        i=$((i + 1))
+    done
+    usleep 100000
+    marker pin "raised=$raised counted=${count:-0}"
+    interrupts uio_pci_generic
+}
+
 task_pci() {
     for device in /sys/bus/pci/devices/*; do
         driver=$(readlink "$device/driver")
@@ -172,7 +195,7 @@ task_nap() {
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | msi | pci | cpus | nap) "task_$task" ;;
+    nvme | net | msi | pin | pci | cpus | nap) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;
