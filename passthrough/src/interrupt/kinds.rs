@@ -233,7 +233,7 @@ impl Interrupts {
             pin.turn_off();
         }
         if let Some(msi) = &mut self.msi {
-            msi.turn_off();
+            msi.reset();
         }
         if let Some(msix) = &mut self.msix {
             msix.reset();

@@ -167,6 +167,32 @@ fn masking_keeps_signals_and_takes_nothing_down() {
 }
 
 #[test]
+fn what_is_pending_outlasts_msi_but_not_a_reset() {
+    for reset in [false, true] {
+        let mut setup = setup(LARGE);
+        setup.program(0);
+        setup.enable(1);
+        setup.write(0x10, 0b10);
+        setup.device.raise_msi(1);
+        setup.disable();
+        assert_eq!(setup.msi.pending(), 0b10);
+        if reset {
+            setup.msi.reset();
+        }
+        setup.enable(1);
+        assert_eq!(setup.msi.pending(), if reset { 0 } else { 0b10 });
+        assert_eq!(setup.delivered(), [0; 0], "it is masked");
+        setup.write(0x10, 0);
+        let expected: &[u32] = if reset { &[] } else { &[0x41] };
+        assert_eq!(setup.delivered(), expected);
+        assert_eq!(setup.msi.pending(), 0);
+        setup.disable();
+        setup.enable(1);
+        assert_eq!(setup.delivered(), [0; 0], "once");
+    }
+}
+
+#[test]
 fn a_new_message_of_live_vectors_is_one_table() {
     let mut setup = setup(LARGE);
     setup.program(0b100);
