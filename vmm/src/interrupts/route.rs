@@ -140,10 +140,10 @@ pub(super) enum Promotion {
 /// One interrupt's way into the guest, shared by who connects it and the
 /// interrupts thread.
 ///
-/// Each function here takes the lock for all of its work. A signal is
-/// therefore taken from the counter and injected in one step, and no other
-/// step can come in between: nothing is injected after `disconnect`, nor with
-/// an old message after `connect`.
+/// Each step takes the lock for all of its work. A signal is therefore taken
+/// from the counter and injected in one step, and no other can come in between:
+/// nothing is injected after the route is disconnected, nor with an old message
+/// after it is connected with a new one.
 #[derive(Debug)]
 pub(super) struct Route<K: Kernel> {
     id: WatchId,
