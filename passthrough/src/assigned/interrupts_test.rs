@@ -259,6 +259,31 @@ fn asleep_it_has_nothing_armed() {
 }
 
 #[test]
+fn asleep_msi_keeps_what_is_pending() {
+    let mut setup = in_use();
+    let _ = setup.write(MSI + 0xc, &[0x60]);
+    setup.msi(0x11);
+    let _ = setup.write(MSI + 0x10, &[0b10]);
+    assert!(setup.host.raise_msi(1));
+    setup.power(3);
+    assert_eq!(setup.kind(), None);
+    let mut pending = [0; 4];
+    setup.device.config_read(MSI_PENDING, &mut pending);
+    assert_eq!(pending, [2, 0, 0, 0]);
+    setup.power(0);
+    assert_eq!(setup.kind(), Some(IrqIndex::Msi));
+    assert!(setup.host.raise_msi(0));
+    assert_eq!(setup.router.delivered().len(), 1, "armed again as it was");
+    let _ = setup.write(MSI + 0x10, &[0]);
+    assert_eq!(setup.router.delivered()[0].data, 0x61, "none is lost");
+    let _ = setup.write(EXPRESS + 8, &[0, 0x80]);
+    assert_eq!(setup.kind(), None);
+    setup.settle();
+    setup.device.config_read(MSI_PENDING, &mut pending);
+    assert_eq!(pending, [0; 4]);
+}
+
+#[test]
 fn a_reset_leaves_nothing_armed() {
     for (control, kind) in [(0, IrqIndex::Intx), (ON, IrqIndex::Msix)] {
         let mut setup = in_use();

@@ -41,8 +41,10 @@ pub(crate) struct Wanted {
 /// | the pin | from when a driver uses the function, while neither of them is enabled |
 /// | none | while the function sleeps, and after a reset |
 ///
-/// A guest that turns the pin off in its command register has it masked, not
-/// taken down: some drivers do so at each interrupt.
+/// Nothing tells whether a driver will go on to MSI-X or wait for the pin, so
+/// the pin is on in between, which costs a handful of calls. A guest that turns
+/// it off in its command register has it masked, not taken down: some drivers
+/// do so at each interrupt.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     pin: Option<IntxInterrupt>,
