@@ -91,7 +91,7 @@ task_net() {
         ip addr add 10.0.2.15/24 dev "$name"
         ip link set "$name" up
         await link grep -q 1 "$nic/carrier" || return
-        received=$(ping -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
+        received=$(ping -i 0.2 -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
         marker net "name=$name driver=$(basename "$(readlink "$nic/device/driver")") irq=$(cat "$nic/device/irq") sent=$pings received=${received:-0}"
         interrupts "$name"
         # All have one and the same network.

@@ -9,6 +9,8 @@ use lab::markers::Markers;
 use lab::scenario;
 
 const PINGS: u64 = 20;
+/// A guest boots in a few seconds; a busy machine is several times slower.
+const BOOT: Duration = Duration::from_secs(60);
 
 /// How an interrupt of a pin ends.
 #[derive(Clone, Copy, PartialEq)]
@@ -75,6 +77,48 @@ fn packets_by_msix_and_by_the_pin() {
         pings(host, "old-nic", "", "IO-APIC", End::Resampled)?;
         pings(host, "old-nic", "", "IO-APIC", End::Trapped)?;
         pings(host, "nic", "pci=nomsi", "IO-APIC", End::Trapped)?;
+        Ok(())
+    });
+}
+
+/// How often vCPUs of the nested host have left KVM for an access to a BAR
+/// that is not mapped.
+fn trapped_accesses(host: &Host) -> Result<u64, HostError> {
+    let text = host.shell("cat /sys/kernel/debug/kvm/mmio_exits")?;
+    Ok(text.trim().parse().expect("a number"))
+}
+
+#[test]
+fn an_interrupt_costs_no_exit_to_airlock() {
+    let machine = Machine::new("interrupt-exits").device(Device::e1000e("nic"));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["nic"])?;
+        for (words, end) in [
+            ("", End::Resampled),
+            ("pci=nomsi", End::Resampled),
+            ("pci=nomsi", End::Trapped),
+        ] {
+            let run = Run::tasks("net,nap,net,nap,poweroff")
+                .cmdline(&format!("lab.pings={PINGS} {words}"))
+                .device(host.address("nic")?);
+            let mut guest = host.start(&end.of(run).step())?;
+            // When all is set up and each vector has fired: packets alone.
+            guest.wait_line("lab: nap-end", BOOT)?;
+            let before = trapped_accesses(host)?;
+            guest.wait_line("lab: net", BOOT)?;
+            let exits = trapped_accesses(host)? - before;
+            let outcome = guest.wait()?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            let markers = Markers::of(&outcome.lines);
+            for net in markers.all("net") {
+                assert_eq!(net.number("received"), Some(PINGS), "{net:?}");
+            }
+            // At least one interrupt a packet, and one access for each.
+            match end {
+                End::Resampled => assert!(exits < PINGS / 2, "{words}: {exits} exits"),
+                End::Trapped => assert!(exits >= PINGS, "{words}: {exits} exits"),
+            }
+        }
         Ok(())
     });
 }
