@@ -5,14 +5,14 @@
 #   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` sends (default 3)
-#   lab.raise=N           how many interrupts `msi` has edu raise (default 20)
+#   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #   lab.bar=ID,N,V        the memory BAR that `bar` tries: the device's vendor and
 #                         device in hexadecimal, the BAR's number (a 32-bit one if it
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, msi, pci, ports, resets, load, unload, dump, bar, cpus,
+# Tasks: nvme, net, msi, pin, pci, ports, resets, load, unload, dump, bar, cpus,
 # nap (1 s), sleep (for ever), beat (a marker each half second, for ever),
 # poweroff, reboot, panic, shell, and NAME of each function task_NAME in /tasks,
 # a script that a scenario may add.
@@ -97,7 +97,7 @@ task_net() {
         ip addr add 10.0.2.15/24 dev "$name"
         ip link set "$name" up
         await link grep -q 1 "$nic/carrier" || return
-        received=$(ping -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
+        received=$(ping -i 0.2 -c "$pings" -W 5 10.0.2.2 | sed -n 's/.* \([0-9]*\) packets received.*/\1/p')
         marker net "name=$name driver=$(basename "$(readlink "$nic/device/driver")") irq=$(cat "$nic/device/irq") sent=$pings received=${received:-0}"
         interrupts "$name"
         # All have one and the same network.
@@ -156,6 +156,29 @@ task_msi() {
         usleep 100000
         marker msi "raised=$raised counted=$((middle - before)) off=$(($(counted) - middle))"
     done
+}
+
+# The interrupt pin of the same device, by the driver for any device that has
+# one: it turns the pin off in its handler, and user space turns it on again.
+task_pin() {
+    raised=$(setting lab.raise 20)
+    echo 1234 11e8 >/sys/bus/pci/drivers/uio_pci_generic/new_id
+    await uio0 test -e /dev/uio0 || return
+    device=$(readlink -f /sys/class/uio/uio0/device)
+    read -r bar _ <"$device/resource"
+    exec 3</dev/uio0
+    i=0
+    while [ "$i" -lt "$raised" ]; do
+        devmem $((bar + 0x60)) 32 1
+        # The driver's count, once there is another.
+        count=$(timeout 5 dd bs=4 count=1 <&3 2>/dev/null | hexdump -v -e '1/4 "%u"')
+        devmem $((bar + 0x64)) 32 1
+        poke "$device/config" 5 000
+        i=$((i + 1))
+    done
+    usleep 100000
+    marker pin "raised=$raised counted=${count:-0}"
+    interrupts uio_pci_generic
 }
 
 task_pci() {
@@ -275,7 +298,7 @@ if [ -e /tasks ]; then . /tasks; fi
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | msi | pci | ports | resets | load | unload | dump | bar | cpus | nap)
+    nvme | net | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
         "task_$task"
         ;;
     sleep) marker sleep && sleep 1000000 ;;

@@ -174,4 +174,10 @@ pub trait InterruptLine: Send + Debug {
     /// did. For lines without a resample event; called often, so it should be
     /// cheap when there is nothing to do.
     fn release(&mut self) -> bool;
+
+    /// Lets go of the line, and forgets signals that were not seen yet: the
+    /// guest has told the function not to interrupt, and it does not signal
+    /// again before that changes. For lines without a resample event; others
+    /// are let go when the guest acknowledges.
+    fn silence(&mut self);
 }

@@ -9,21 +9,35 @@ use lab::markers::Markers;
 use lab::scenario;
 
 const PINGS: u64 = 20;
+/// A guest boots in a few seconds; a busy machine is several times slower.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// How an interrupt of a pin ends.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    /// KVM tells the host's kernel.
+    Resampled,
+    /// As on hosts whose KVM does not.
+    Trapped,
+}
+
+impl End {
+    fn of(self, run: Run) -> Run {
+        match self {
+            Self::Resampled => run,
+            Self::Trapped => run.arg("--trap-intx"),
+        }
+    }
+}
 
 /// A guest whose network card is `nic`, told `words` on its command line. All
-/// packets must come back; answers how many interrupts there were, of which
-/// all came in through `chip`.
-fn pings(
-    host: &Host,
-    nic: &str,
-    words: &str,
-    chip: &str,
-    change: impl Fn(Run) -> Run,
-) -> Result<u64, HostError> {
+/// packets must come back, and all interrupts come in through `chip`.
+fn pings(host: &Host, nic: &str, words: &str, chip: &str, end: End) -> Result<(), HostError> {
     let run = Run::tasks("net,poweroff")
         .cmdline(&format!("lab.pings={PINGS} {words}"))
-        .device(host.address(nic)?);
-    let outcome = host.run(&change(run).step())?;
+        .device(host.address(nic)?)
+        .arg("--stats");
+    let outcome = host.run(&end.of(run).step())?;
     let told = format!("{nic} {words}: {}", outcome.stderr);
     assert_eq!(outcome.exit, Exit::Status(0), "{told}");
     let markers = Markers::of(&outcome.lines);
@@ -42,7 +56,9 @@ fn pings(
         total < 100 * PINGS,
         "{total} interrupts for {PINGS} packets"
     );
-    Ok(total)
+    let trapped = outcome.stderr.contains("ended by an access");
+    assert_eq!(trapped, end == End::Trapped, "{told}");
+    Ok(())
 }
 
 #[test]
@@ -52,18 +68,57 @@ fn packets_by_msix_and_by_the_pin() {
         .slot(Slot::ConventionalBridge(vec![Device::e1000("old-nic")]));
     scenario(&machine, |host| {
         host.bind_vfio(&["nic", "old-nic"])?;
-        let as_it_is = |run| run;
-        pings(host, "nic", "", "PCI-MSIX", as_it_is)?;
-        pings(host, "nic", "pci=nomsi", "IO-APIC", as_it_is)?;
+        pings(host, "nic", "", "PCI-MSIX", End::Resampled)?;
+        pings(host, "nic", "pci=nomsi", "IO-APIC", End::Resampled)?;
         // The driver tries MSI, finds that QEMU's card can't do it, and goes
         // back to the pin.
-        pings(host, "nic", "e1000e.IntMode=1", "IO-APIC", as_it_is)?;
+        pings(host, "nic", "e1000e.IntMode=1", "IO-APIC", End::Resampled)?;
         // A card that has only its pin.
-        pings(host, "old-nic", "", "IO-APIC", as_it_is)?;
-        // As on hosts whose KVM does not tell when the guest is done.
-        let trapped = |run: Run| run.arg("--trap-intx");
-        pings(host, "old-nic", "", "IO-APIC", trapped)?;
-        pings(host, "nic", "pci=nomsi", "IO-APIC", trapped)?;
+        pings(host, "old-nic", "", "IO-APIC", End::Resampled)?;
+        pings(host, "old-nic", "", "IO-APIC", End::Trapped)?;
+        pings(host, "nic", "pci=nomsi", "IO-APIC", End::Trapped)?;
+        Ok(())
+    });
+}
+
+/// How often vCPUs of the nested host have left KVM for an access to a BAR
+/// that is not mapped.
+fn trapped_accesses(host: &Host) -> Result<u64, HostError> {
+    let text = host.shell("cat /sys/kernel/debug/kvm/mmio_exits")?;
+    Ok(text.trim().parse().expect("a number"))
+}
+
+#[test]
+fn an_interrupt_costs_no_exit_to_airlock() {
+    let machine = Machine::new("interrupt-exits").device(Device::e1000e("nic"));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["nic"])?;
+        for (words, end) in [
+            ("", End::Resampled),
+            ("pci=nomsi", End::Resampled),
+            ("pci=nomsi", End::Trapped),
+        ] {
+            let run = Run::tasks("net,nap,net,nap,poweroff")
+                .cmdline(&format!("lab.pings={PINGS} {words}"))
+                .device(host.address("nic")?);
+            let mut guest = host.start(&end.of(run).step())?;
+            // When all is set up and each vector has fired: packets alone.
+            guest.wait_line("lab: nap-end", BOOT)?;
+            let before = trapped_accesses(host)?;
+            guest.wait_line("lab: net", BOOT)?;
+            let exits = trapped_accesses(host)? - before;
+            let outcome = guest.wait()?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            let markers = Markers::of(&outcome.lines);
+            for net in markers.all("net") {
+                assert_eq!(net.number("received"), Some(PINGS), "{net:?}");
+            }
+            // At least one interrupt a packet, and one access for each.
+            match end {
+                End::Resampled => assert!(exits < PINGS / 2, "{words}: {exits} exits"),
+                End::Trapped => assert!(exits >= PINGS, "{words}: {exits} exits"),
+            }
+        }
         Ok(())
     });
 }
@@ -93,6 +148,43 @@ fn each_msi_arrives_once() {
 }
 
 #[test]
+fn each_interrupt_of_a_pin_arrives_once() {
+    const RAISED: u64 = 50;
+    let machine = Machine::new("pin").device(Device::edu("edu"));
+    scenario(&machine, |host| {
+        host.bind_vfio(&["edu"])?;
+        for end in [End::Resampled, End::Trapped] {
+            let run = Run::tasks("pin,poweroff")
+                .cmdline(&format!("lab.raise={RAISED}"))
+                .device(host.address("edu")?)
+                .arg("--stats");
+            let outcome = host.run(&end.of(run).step())?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            let markers = Markers::of(&outcome.lines);
+            let pin = markers
+                .first("pin")
+                .expect("the guest has no uio_pci_generic");
+            assert_eq!(
+                pin.number("counted"),
+                Some(RAISED),
+                "{pin:?}, {}",
+                outcome.stderr
+            );
+            let line = markers.first("interrupts").expect("no line");
+            assert!(line.value("chip").starts_with("IO-APIC"), "{line:?}");
+            // Neither lost, nor repeated: the handler ran no more often.
+            assert_eq!(
+                line.number("count"),
+                Some(RAISED),
+                "{line:?}, {}",
+                outcome.stderr
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn two_cards_on_one_line() {
     // There are eight lines: the first device and the ninth share one.
     let between: Vec<_> = (2..9).map(|number| format!("edu-{number}")).collect();
@@ -106,17 +198,14 @@ fn two_cards_on_one_line() {
         names.extend(between.iter().map(String::as_str));
         names.push("ninth");
         host.bind_vfio(&names)?;
-        for trapped in [false, true] {
+        for end in [End::Resampled, End::Trapped] {
             let mut run = Run::tasks("net,poweroff")
                 .cmdline(&format!("lab.pings={PINGS} pci=nomsi"))
                 .limit(Duration::from_secs(180));
-            if trapped {
-                run = run.arg("--trap-intx");
-            }
             for name in &names {
                 run = run.device(host.address(name)?);
             }
-            let outcome = host.run(&run.step())?;
+            let outcome = host.run(&end.of(run).step())?;
             assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
             let markers = Markers::of(&outcome.lines);
             let cards: Vec<_> = markers.all("net").collect();

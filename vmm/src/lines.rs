@@ -238,6 +238,8 @@ impl InterruptLine for ResampledLine {
     fn release(&mut self) -> bool {
         false
     }
+
+    fn silence(&mut self) {}
 }
 
 impl Drop for ResampledLine {
@@ -365,6 +367,14 @@ impl InterruptLine for TrappedLine {
             let mut books = self.lines.lock();
             self.lines.set(&mut books, &self.end, false)
         }
+    }
+
+    fn silence(&mut self) {
+        // With the books locked, the event loop is not half-way between
+        // taking a signal and asserting the line.
+        let mut books = self.lines.lock();
+        drain(&self.end.event);
+        self.lines.set(&mut books, &self.end, false);
     }
 }
 

@@ -132,6 +132,22 @@ fn a_trapped_line_is_asserted_until_it_is_released() {
 }
 
 #[test]
+fn a_silenced_line_forgets_what_is_on_its_way() {
+    let (lines, notes) = lines(false);
+    let mut line = lines.line(INPUT).unwrap();
+    line.connect().unwrap();
+    signal(&*line);
+    lines.0.look();
+    signal(&*line);
+    line.silence();
+    lines.0.look();
+    assert_eq!(notes.take(), ["level 17 true", "level 17 false"]);
+    signal(&*line);
+    lines.0.look();
+    assert_eq!(notes.take(), ["level 17 true"], "and it goes on");
+}
+
+#[test]
 fn a_shared_line_is_asserted_while_anyone_asserts_it() {
     let (lines, notes) = lines(false);
     let mut ends: Vec<_> = (0..3).map(|_| lines.line(INPUT).unwrap()).collect();

@@ -130,6 +130,7 @@ impl fmt::Display for DeviceStats {
             short_allocations,
             armed,
             silent,
+            trapped_ends,
             lost,
             pba_reads,
             trapped_pages,
@@ -141,8 +142,14 @@ impl fmt::Display for DeviceStats {
         )?;
         write!(
             f,
-            "  MSI-X vectors: {armed} armed; {silent} times one stayed silent; lost: {lost}; pending bits read {pba_reads} times"
+            "  vectors and pin: {armed} armed; {silent} times one stayed silent; lost: {lost}; pending bits read {pba_reads} times"
         )?;
+        if *trapped_ends > 0 {
+            write!(
+                f,
+                "\n  interrupts of the pin ended by an access: {trapped_ends}"
+            )?;
+        }
         for page in trapped_pages {
             let (bar, offset, traps) = (page.bar, page.offset, page.traps);
             write!(

@@ -41,6 +41,28 @@ fn what_does_not_answer_reads_as_ones() {
 }
 
 #[test]
+fn what_interrupts_cost_is_counted() {
+    let mut setup = plain_decoded();
+    let bar = setup.bar();
+    let before = setup.device.interrupt_stats().set_irqs;
+    let _ = setup.command(MEMORY | MASTER);
+    setup.settle();
+    let _ = setup.write(0x42, &0x8000_u16.to_le_bytes());
+    setup.device.bar_write(bar, 0x2018, &0x41_u64.to_le_bytes());
+    setup.read(0x2800, 8);
+    setup.read(0x2100, 4);
+    setup.read(0x3000, 4);
+    let stats = setup.device.interrupt_stats();
+    assert_eq!(stats.set_irqs - before, 2, "on, and one vector");
+    assert_eq!((stats.armed, stats.pba_reads), (1, 1));
+    let [page] = stats.trapped_pages[..] else {
+        panic!("table and pending bits are in one page: {stats:?}");
+    };
+    assert_eq!((page.bar, page.offset), (0, 0x2000));
+    assert_eq!(page.traps, 3, "a register beside the table traps too");
+}
+
+#[test]
 fn interrupts_flow_from_table_to_guest() {
     let mut setup = plain_decoded();
     let bar = setup.bar();

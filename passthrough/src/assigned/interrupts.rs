@@ -18,9 +18,7 @@ impl AssignedDevice {
     /// The same of a device that is there.
     pub(super) fn current_stats(&self) -> InterruptStats {
         let mut stats = self.backend.stats();
-        if let Some(msix) = self.interrupts.msix() {
-            msix.add_stats(&mut stats);
-        }
+        self.interrupts.add_stats(&mut stats);
         stats
     }
 
@@ -58,15 +56,17 @@ impl AssignedDevice {
         }
         if self.interrupts.pin_is_open(&wanted) {
             self.set_command(self.command_now() & !config::COMMAND_INTX_DISABLE);
-        } else if sent_messages && !self.interrupts.sends_messages() {
+        } else if sent_messages && !self.interrupts.sends_messages() && !self.interrupts.pin_is_on()
+        {
             self.close_pin();
         }
         trapped != needs_accesses
     }
 
-    /// Turns the pin off in the device itself. The kernel opens it when it
-    /// turns MSI or MSI-X off (`pci_intx_for_msi`, drivers/pci/msi), whatever
-    /// the command register said, and closes it only when the bit changes.
+    /// Turns the pin off in the device itself, where nobody listens to it. The
+    /// kernel opens it when it turns MSI or MSI-X off (`pci_intx_for_msi`,
+    /// drivers/pci/msi), whatever the command register said, and closes it
+    /// only when the bit changes, or when it turns the pin on for somebody.
     pub(super) fn close_pin(&mut self) {
         self.set_command(self.command_now() & !config::COMMAND_INTX_DISABLE);
         self.set_command(self.command_now() | config::COMMAND_INTX_DISABLE);

@@ -180,14 +180,20 @@ fn each_kind_goes_off_before_another_comes_on() {
 }
 
 #[test]
-fn a_pin_that_the_kernel_opened_is_closed_again() {
+fn a_pin_that_nobody_listens_to_is_closed_again() {
     let mut setup = in_use();
     let _ = setup.command(MEMORY | MASTER | PIN_OFF);
     setup.msix(ON);
     let calls = setup.msix(0);
     assert_eq!(setup.kind(), Some(IrqIndex::Intx), "masked, but armed");
+    assert_eq!(calls.len(), 4, "the kernel closed it: {calls:?}");
+    let mut setup = setup_with(FakeRouter::without_lines);
+    let _ = setup.command(MEMORY);
+    setup.settle();
+    setup.msix(ON);
     // The kernel follows changes of the bit only.
-    assert_eq!(calls[4..], ["write 7 0x4 [6, 0]", COMMAND_MASTER]);
+    let expected = ["disable_irqs Msix", OPEN_MEMORY, COMMAND_MEMORY];
+    assert_eq!(setup.msix(0), expected);
 }
 
 #[test]
@@ -252,6 +258,31 @@ fn asleep_it_has_nothing_armed() {
             assert!(setup.host.raise(0), "armed again as it was");
         }
     }
+}
+
+#[test]
+fn asleep_msi_keeps_what_is_pending() {
+    let mut setup = in_use();
+    let _ = setup.write(MSI + 0xc, &[0x60]);
+    setup.msi(0x11);
+    let _ = setup.write(MSI + 0x10, &[0b10]);
+    assert!(setup.host.raise_msi(1));
+    setup.power(3);
+    assert_eq!(setup.kind(), None);
+    let mut pending = [0; 4];
+    setup.device.config_read(MSI_PENDING, &mut pending);
+    assert_eq!(pending, [2, 0, 0, 0]);
+    setup.power(0);
+    assert_eq!(setup.kind(), Some(IrqIndex::Msi));
+    assert!(setup.host.raise_msi(0));
+    assert_eq!(setup.router.delivered().len(), 1, "armed again as it was");
+    let _ = setup.write(MSI + 0x10, &[0]);
+    assert_eq!(setup.router.delivered()[0].data, 0x61, "none is lost");
+    let _ = setup.write(EXPRESS + 8, &[0, 0x80]);
+    assert_eq!(setup.kind(), None);
+    setup.settle();
+    setup.device.config_read(MSI_PENDING, &mut pending);
+    assert_eq!(pending, [0; 4]);
 }
 
 #[test]

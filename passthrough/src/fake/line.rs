@@ -132,6 +132,14 @@ impl InterruptLine for FakeLine {
         }
         asserted
     }
+
+    fn silence(&mut self) {
+        self.journal.note("line silence");
+        let mut state = self.lines.lock();
+        state.asserted = false;
+        // Whether there was a signal does not matter.
+        drop(self.event.read_exact(&mut [0; 8]));
+    }
 }
 
 impl Drop for FakeLine {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use devices::pci::{InterruptPin, PciAddress};
 use thiserror::Error;
 
+use super::stats::InterruptStats;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptLine, InterruptRouter, PortError};
 use crate::vfio::{DeviceBackend, DeviceError, IrqIndex};
@@ -61,6 +62,10 @@ pub(super) struct IntxInterrupt {
     backend: Arc<dyn DeviceBackend>,
     line: Box<dyn InterruptLine>,
     state: State,
+    /// How often it could not be turned on.
+    silent: u64,
+    /// How often an access was its EOI.
+    trapped_ends: u64,
     log: LogLimit,
 }
 
@@ -94,6 +99,8 @@ impl IntxInterrupt {
             backend,
             line,
             state: State::Off,
+            silent: 0,
+            trapped_ends: 0,
             log: LogLimit::new(MAX_MESSAGES),
         })
     }
@@ -118,6 +125,7 @@ impl IntxInterrupt {
         self.state = match self.try_on() {
             Ok(()) => State::On,
             Err(error) => {
+                self.silent += 1;
                 self.report("stays silent", &error);
                 self.silence();
                 State::Refused
@@ -152,12 +160,12 @@ impl IntxInterrupt {
         }
     }
 
-    /// The guest has turned the pin off in its command register: the function
-    /// lets go of its line, as a real one does. One with a resample event does
-    /// so at the guest's EOI.
+    /// The guest has turned the pin off in its command register, and so it is
+    /// in the device: the function lets go of its line, as a real one does.
+    /// One with a resample event does so at the guest's EOI.
     pub(super) fn close(&mut self) {
         if self.needs_accesses() {
-            self.line.release();
+            self.line.silence();
         }
     }
 
@@ -165,12 +173,20 @@ impl IntxInterrupt {
     /// for its EOI, lets go of the line and unmasks the pin; the kernel
     /// signals again if the device still asserts it.
     pub(super) fn acknowledge(&mut self) {
-        if self.needs_accesses()
-            && self.line.release()
-            && let Err(error) = self.backend.unmask_intx()
-        {
+        if !self.needs_accesses() || !self.line.release() {
+            return;
+        }
+        self.trapped_ends += 1;
+        if let Err(error) = self.backend.unmask_intx() {
             self.report("stays masked", &error);
         }
+    }
+
+    /// Adds what it has cost.
+    pub(super) fn add_stats(&self, stats: &mut InterruptStats) {
+        stats.armed += u64::from(self.is_on());
+        stats.silent += self.silent;
+        stats.trapped_ends += self.trapped_ends;
     }
 
     fn report(&mut self, what: &str, error: &dyn std::error::Error) {

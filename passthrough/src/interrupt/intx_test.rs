@@ -170,6 +170,9 @@ fn without_resampling_an_access_is_the_acknowledgement() {
     setup.pin.acknowledge();
     assert!(!setup.router.line_is_asserted());
     assert!(setup.device.pin_is_open());
+    let mut stats = InterruptStats::default();
+    setup.pin.add_stats(&mut stats);
+    assert_eq!((stats.trapped_ends, stats.armed, stats.silent), (2, 1, 0));
 }
 
 #[test]
@@ -217,6 +220,9 @@ fn each_refusal_leaves_it_off_and_nothing_behind() {
         let all = setup.journal.take();
         assert_eq!(all[calls..], ["disable_irqs Intx", "line disconnect"]);
         assert!(!setup.pin.is_on());
+        let mut stats = InterruptStats::default();
+        setup.pin.add_stats(&mut stats);
+        assert_eq!((stats.armed, stats.silent), (0, 1));
         assert_eq!(setup.device.kind_on(), None);
         setup.pin.turn_on();
         assert!(setup.journal.take().is_empty(), "not again and again");
@@ -279,6 +285,10 @@ proptest! {
                 }
             }
             prop_assert!(!closed || !setup.device.pin_is_open());
+            // A level that the handler has turned off must not come back.
+            if closed && deaf {
+                prop_assert!(!setup.router.line_is_asserted());
+            }
         }
         setup.command(OPEN);
         setup.device.assert_pin(true);

@@ -5,6 +5,7 @@ use devices::pci::{ConfigSpace, MsiState, PciAddress};
 use super::intx::IntxInterrupt;
 use super::msi::MsiInterrupts;
 use super::msix::MsixInterrupts;
+use super::stats::InterruptStats;
 use crate::config::{self, ConfigView, Deliverable};
 use crate::ports::InterruptRouter;
 use crate::vfio::{DeviceBackend, IrqIndex};
@@ -40,8 +41,10 @@ pub(crate) struct Wanted {
 /// | the pin | from when a driver uses the function, while neither of them is enabled |
 /// | none | while the function sleeps, and after a reset |
 ///
-/// A guest that turns the pin off in its command register has it masked, not
-/// taken down: some drivers do so at each interrupt.
+/// Nothing tells whether a driver will go on to MSI-X or wait for the pin, so
+/// the pin is on in between, which costs a handful of calls. A guest that turns
+/// it off in its command register has it masked, not taken down: some drivers
+/// do so at each interrupt.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     pin: Option<IntxInterrupt>,
@@ -206,6 +209,19 @@ impl Interrupts {
         msi || self.msix.as_ref().is_some_and(MsixInterrupts::is_on)
     }
 
+    /// Adds what all kinds have cost.
+    pub(crate) fn add_stats(&self, stats: &mut InterruptStats) {
+        if let Some(pin) = &self.pin {
+            pin.add_stats(stats);
+        }
+        if let Some(msi) = &self.msi {
+            msi.add_stats(stats);
+        }
+        if let Some(msix) = &self.msix {
+            msix.add_stats(stats);
+        }
+    }
+
     /// Takes everything down for good.
     pub(crate) fn shut_down(&mut self) {
         self.pin = None;
@@ -219,7 +235,7 @@ impl Interrupts {
             pin.turn_off();
         }
         if let Some(msi) = &mut self.msi {
-            msi.turn_off();
+            msi.reset();
         }
         if let Some(msix) = &mut self.msix {
             msix.reset();

@@ -17,6 +17,5 @@ mod msix_vectors;
 mod stats;
 
 pub(crate) use kinds::Interrupts;
-pub(crate) use msix::MsixInterrupts;
 pub(crate) use stats::CountedBackend;
 pub use stats::{InterruptStats, TrappedPage};

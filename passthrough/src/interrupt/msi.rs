@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use devices::pci::{MsiMessage, MsiState, PciAddress};
 
+use super::msix_vectors::signal;
+use super::stats::InterruptStats;
 use crate::config::MsiPlace;
 use crate::limit::LogLimit;
 use crate::ports::{InterruptRoute, InterruptRouter};
@@ -20,6 +22,13 @@ struct Vector {
     connected: Option<MsiMessage>,
     /// The device signals the route's event.
     armed: bool,
+}
+
+impl Vector {
+    /// Whether a signal is being held back.
+    fn is_pending(&self) -> bool {
+        self.connected.is_none() && self.route.is_pending()
+    }
 }
 
 /// A function's MSI: what the guest programs, and the host interrupts behind it.
@@ -48,6 +57,12 @@ pub(super) struct MsiInterrupts {
     vectors: Vec<Option<Vector>>,
     /// How many vectors the device has on the host; 0 while MSI is off there.
     host_vectors: u8,
+    /// A bit for each vector that was pending when it was disarmed.
+    kept: u32,
+    /// How often a vector that the guest wanted could not be armed.
+    silent: u64,
+    /// Pending interrupts that could not be handed on.
+    lost: u64,
     log: LogLimit,
 }
 
@@ -68,6 +83,9 @@ impl MsiInterrupts {
             state: MsiState::OFF,
             vectors: Vec::new(),
             host_vectors: 0,
+            kept: 0,
+            silent: 0,
+            lost: 0,
             log: LogLimit::new(MAX_MESSAGES),
         })
     }
@@ -149,6 +167,7 @@ impl MsiInterrupts {
             }
         }
         for (number, what, error) in failures {
+            self.silent += u64::from(self.state.delivery(number).is_some());
             self.report(number, what, &*error);
         }
     }
@@ -167,11 +186,13 @@ impl MsiInterrupts {
             other => other,
         };
         if let Err(error) = result {
+            self.silent += u64::from(enabled);
             self.report(0, "and all others stay silent", &error);
             return;
         }
         self.host_vectors = count;
         if count < enabled {
+            self.silent += u64::from(enabled - count);
             let short = DeviceError::ShortOfVectors {
                 index: IrqIndex::Msi,
                 asked: enabled.into(),
@@ -190,6 +211,7 @@ impl MsiInterrupts {
                 .and_then(Option::as_ref)
                 .is_some_and(|vector| !vector.armed && vector.connected.is_some());
             if fresh && let Err(error) = self.set(number, 1) {
+                self.silent += 1;
                 self.report(number, "stays silent", &error);
             }
         }
@@ -210,18 +232,38 @@ impl MsiInterrupts {
         for vector in vectors.iter_mut().flatten() {
             vector.armed = true;
         }
+        self.hand_on();
         Ok(())
+    }
+
+    /// Gives vectors that are armed again what was pending when they were
+    /// disarmed.
+    fn hand_on(&mut self) {
+        let mut failures = Vec::new();
+        for (number, vector) in (0_u8..).zip(&self.vectors) {
+            let Some(vector) = vector.as_ref().filter(|vector| vector.armed) else {
+                continue;
+            };
+            if self.kept >> number & 1 != 0
+                && let Err(error) = signal(vector.route.event())
+            {
+                failures.push((number, error));
+            }
+            self.kept &= !(1 << number);
+        }
+        for (number, error) in failures {
+            self.lost += 1;
+            self.report(number, "loses a pending interrupt", &error);
+        }
     }
 
     /// The pending bits (PCIe 6.0 §7.7.1.8): of vectors that are armed they
     /// are in the events, of others in the device, where the host masks them.
     pub(super) fn pending(&self) -> u32 {
-        let in_device = self.in_device();
+        let elsewhere = self.in_device() | self.kept;
         let bit = |number: usize| match self.vectors.get(number) {
-            Some(Some(vector)) if vector.armed => {
-                vector.connected.is_none() && vector.route.is_pending()
-            }
-            _ => in_device >> number & 1 != 0,
+            Some(Some(vector)) if vector.armed => vector.is_pending(),
+            _ => elsewhere >> number & 1 != 0,
         };
         let count = usize::from(self.place.capability.vectors());
         (0..count).fold(0, |bits, number| bits | u32::from(bit(number)) << number)
@@ -242,14 +284,32 @@ impl MsiInterrupts {
         u32::from_le_bytes(bytes)
     }
 
-    /// Silences the device, then lets the routes go.
-    pub(super) fn turn_off(&mut self) {
+    /// Adds what it has cost.
+    pub(super) fn add_stats(&self, stats: &mut InterruptStats) {
+        let armed = self.vectors.iter().flatten().filter(|vector| vector.armed);
+        stats.armed += armed.count() as u64;
+        stats.silent += self.silent;
+        stats.lost += self.lost;
+    }
+
+    /// As [`Self::turn_off`], and nothing is pending: the device was reset.
+    pub(super) fn reset(&mut self) {
+        self.turn_off();
+        self.kept = 0;
+    }
+
+    /// Silences the device, then lets the routes go. What is pending stays so.
+    fn turn_off(&mut self) {
         if std::mem::take(&mut self.host_vectors) > 0
             && let Err(error) = self.backend.disable_irqs(IrqIndex::Msi)
         {
             self.report(0, "can't be turned off, nor any other", &error);
         }
-        self.vectors.clear();
+        for (number, vector) in (0_u8..).zip(self.vectors.drain(..)) {
+            if vector.is_some_and(|vector| vector.armed && vector.is_pending()) {
+                self.kept |= 1 << number;
+            }
+        }
         self.state = MsiState::OFF;
     }
 

@@ -167,6 +167,32 @@ fn masking_keeps_signals_and_takes_nothing_down() {
 }
 
 #[test]
+fn what_is_pending_outlasts_msi_but_not_a_reset() {
+    for reset in [false, true] {
+        let mut setup = setup(LARGE);
+        setup.program(0);
+        setup.enable(1);
+        setup.write(0x10, 0b10);
+        setup.device.raise_msi(1);
+        setup.disable();
+        assert_eq!(setup.msi.pending(), 0b10);
+        if reset {
+            setup.msi.reset();
+        }
+        setup.enable(1);
+        assert_eq!(setup.msi.pending(), if reset { 0 } else { 0b10 });
+        assert_eq!(setup.delivered(), [0; 0], "it is masked");
+        setup.write(0x10, 0);
+        let expected: &[u32] = if reset { &[] } else { &[0x41] };
+        assert_eq!(setup.delivered(), expected);
+        assert_eq!(setup.msi.pending(), 0);
+        setup.disable();
+        setup.enable(1);
+        assert_eq!(setup.delivered(), [0; 0], "once");
+    }
+}
+
+#[test]
 fn a_new_message_of_live_vectors_is_one_table() {
     let mut setup = setup(LARGE);
     setup.program(0b100);
@@ -200,6 +226,9 @@ fn a_short_allocation_is_tried_again_with_what_there_is() {
     assert!(setup.device.raise_msi(2));
     assert!(!setup.device.raise_msi(3), "silent");
     assert_eq!(setup.delivered(), [0x42]);
+    let mut stats = InterruptStats::default();
+    setup.msi.add_stats(&mut stats);
+    assert_eq!((stats.armed, stats.silent), (3, 5));
     // Unmasking one of the silent ones asks for nothing that there isn't.
     setup.write(0x10, 0xf0);
     let calls = setup.write(0x10, 0);

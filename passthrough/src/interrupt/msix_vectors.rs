@@ -396,7 +396,7 @@ impl Armed {
 }
 
 /// Signals an event once.
-fn signal(event: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn signal(event: BorrowedFd<'_>) -> io::Result<()> {
     File::from(event.try_clone_to_owned()?).write_all(&1_u64.to_ne_bytes())
 }
 

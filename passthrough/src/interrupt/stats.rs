@@ -19,10 +19,15 @@ pub struct InterruptStats {
     pub refused: u64,
     /// Calls for which the host had fewer vectors than asked for.
     pub short_allocations: u64,
-    /// MSI-X vectors that are armed now: each has a host interrupt.
+    /// What is armed now, each with a host interrupt: MSI and MSI-X vectors,
+    /// or the pin.
     pub armed: u64,
-    /// How often the guest unmasked an MSI-X vector that could not be armed.
+    /// How often the guest wanted a vector, or the pin, that could not be
+    /// armed.
     pub silent: u64,
+    /// Interrupts of the pin that an access to a BAR ended, as the monitor's
+    /// line does not tell when the guest acknowledges: each cost exits.
+    pub trapped_ends: u64,
     /// Pending interrupts of MSI-X that could not be handed on.
     pub lost: u64,
     /// Reads of MSI-X's pending bits.

@@ -17,6 +17,9 @@
 //!
 //! A disconnected route keeps its place in the table, so that masking and
 //! unmasking it again writes none.
+//!
+//! 2048 vectors that fire one after the other take 94 tables with 25,000
+//! entries in all, where a table for each would make it two millions.
 
 mod kernel;
 mod line;

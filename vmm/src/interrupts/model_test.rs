@@ -167,7 +167,8 @@ impl Run {
             Action::Chance(chance) => self.kernel().happen(chance),
             Action::Connect(data) => {
                 self.kernel().allow(self.guest, Some(data));
-                if self.route.connect(&self.core, message(data)).is_ok() {
+                let routes = [(&self.route, message(data))];
+                if Route::connect_all(&self.core, &routes)[0].is_ok() {
                     self.guest = Some(data);
                 }
                 self.kernel().allow(self.guest, None);

@@ -7,11 +7,16 @@ use super::router::RouteError;
 
 /// Below this many routes in the table, a table is cheap enough for each.
 const FEW: usize = 64;
-/// With more, a table is written when this part of it is new. N routes that
-/// fire one by one then write at most about N * (SHARE + 1) entries in all.
+/// With more, a table is written when one part in so many of it is new: N
+/// routes that fire in quick succession write about N * (SHARE + 1) entries.
 const SHARE: usize = 8;
-/// Or after this time: at most 50 tables a second.
+/// Or when the first has waited for so long: at most 50 tables a second.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Whether a table is worth it for `waiting` routes, with `seated` in it.
+fn is_worth_it(waiting: usize, seated: usize) -> bool {
+    seated + waiting <= FEW || waiting * SHARE >= seated
+}
 
 /// Routes that have fired and wait for their irqfd. Meanwhile the interrupts
 /// thread delivers for them.
@@ -45,10 +50,9 @@ impl<K: Kernel> Queue<K> {
     /// waits.
     pub(super) fn wait(&self, core: &Core<K>, now: Instant) -> Option<Duration> {
         let waiting = self.waiting.len();
-        let in_table = core.table().len();
         if waiting == 0 {
             None
-        } else if in_table + waiting <= FEW || waiting * SHARE >= in_table {
+        } else if is_worth_it(waiting, core.table().len()) {
             Some(Duration::ZERO)
         } else {
             Some(PATIENCE.saturating_sub(now.saturating_duration_since(self.since)))
@@ -85,5 +89,35 @@ impl<K: Kernel> Queue<K> {
             let error = crate::outcome::Chain(error);
             log::warn!("some interrupts are delivered by user space, which is slower: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries written in all when so many routes fire one after the other.
+    fn written(routes: usize) -> usize {
+        let (mut seated, mut waiting, mut entries) = (0, 0, 0);
+        for _ in 0..routes {
+            waiting += 1;
+            if is_worth_it(waiting, seated) {
+                seated += std::mem::take(&mut waiting);
+                entries += seated;
+            }
+        }
+        // The rest, after some patience.
+        entries + seated + waiting
+    }
+
+    #[test]
+    fn the_work_is_linear() {
+        assert!(is_worth_it(1, 0), "the first goes at once");
+        for routes in [64, 256, 1024, 2048, 4056] {
+            let each = written(routes) / routes;
+            assert!(each <= FEW / 2 + SHARE + 2, "{routes}: {each} entries each");
+        }
+        let (some, many) = (written(1024), written(4096));
+        assert!(many < 5 * some, "{many} for four times those of {some}");
     }
 }

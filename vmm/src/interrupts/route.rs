@@ -1,4 +1,5 @@
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use passthrough::ports::MsiMessage;
 
@@ -6,6 +7,10 @@ use super::kernel::{Kernel, WatchId};
 use super::router::RouteError;
 use super::stats::Counters;
 use super::table::{Seat, Table};
+
+/// How many entries KVM refused, and why: the fields of [`RouteError::Table`],
+/// which may befall several routes.
+type TableError = (usize, Arc<io::Error>);
 
 /// What all routes of a VM share.
 #[derive(Debug)]
@@ -35,30 +40,36 @@ impl<K: Kernel> Core<K> {
     pub(super) fn commit(&self) -> Result<(), RouteError> {
         let mut table = self.table();
         if table.is_behind() {
-            self.commit_locked(&mut table)?;
+            self.commit_locked(&mut table)
+                .map_err(|(size, cause)| RouteError::Table(size, cause))?;
         }
         Ok(())
     }
 
-    fn commit_locked(&self, table: &mut Table) -> Result<(), RouteError> {
+    fn commit_locked(&self, table: &mut Table) -> Result<(), TableError> {
         let size = table.size();
         self.kernel
             .set_table(table.messages())
-            .map_err(|source| RouteError::Table(size, source))?;
+            .map_err(|source| (size, Arc::new(source)))?;
         table.committed();
         self.counters.tables.add(1);
         self.counters.table_entries.add(size as u64);
         Ok(())
     }
 
-    /// Puts another message into a seat, at once.
-    fn reseat(&self, seat: Seat, message: MsiMessage) -> Result<Seat, RouteError> {
+    /// Puts other messages into seats, at once and all together.
+    fn reseat(&self, changes: &[(Seat, MsiMessage)]) -> Result<Vec<Seat>, TableError> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut table = self.table();
-        let new = table.put(seat.gsi, message);
+        let seats = changes.iter();
+        let seats = seats.map(|(seat, message)| table.put(seat.gsi, *message));
+        let seats = seats.collect();
         match self.commit_locked(&mut table) {
-            Ok(()) => Ok(new),
+            Ok(()) => Ok(seats),
             Err(error) => {
-                table.restore(seat);
+                changes.iter().for_each(|(seat, _)| table.restore(*seat));
                 Err(error)
             }
         }
@@ -129,10 +140,10 @@ pub(super) enum Promotion {
 /// One interrupt's way into the guest, shared by who connects it and the
 /// interrupts thread.
 ///
-/// Each function here takes the lock for all of its work. A signal is
-/// therefore taken from the counter and injected in one step, and no other
-/// step can come in between: nothing is injected after `disconnect`, nor with
-/// an old message after `connect`.
+/// Each step takes the lock for all of its work. A signal is therefore taken
+/// from the counter and injected in one step, and no other can come in between:
+/// nothing is injected after the route is disconnected, nor with an old message
+/// after it is connected with a new one.
 #[derive(Debug)]
 pub(super) struct Route<K: Kernel> {
     id: WatchId,
@@ -166,12 +177,48 @@ impl<K: Kernel> Route<K> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`InterruptRoute::connect`](passthrough::ports::InterruptRoute::connect).
-    pub(super) fn connect(&self, core: &Core<K>, message: MsiMessage) -> Result<(), RouteError> {
+    /// As [`InterruptRouter::connect_all`](passthrough::ports::InterruptRouter::connect_all).
+    ///
+    /// Only the owner of a route calls this, and nobody else changes the way of
+    /// one that is direct: it may be seated anew between two locks.
+    pub(super) fn connect_all(
+        core: &Core<K>,
+        routes: &[(&Self, MsiMessage)],
+    ) -> Vec<Result<(), RouteError>> {
+        let mut live = Vec::new();
+        let mut changes = Vec::new();
+        let mut results = Vec::new();
+        for (index, (route, message)) in routes.iter().enumerate() {
+            let seat = route.connect(core, *message);
+            if let Ok(Some(seat)) = seat {
+                live.push((index, *route));
+                changes.push((seat, *message));
+            }
+            results.push(seat.map(drop));
+        }
+        match core.reseat(&changes) {
+            Ok(seats) => {
+                for ((_, route), seat) in live.into_iter().zip(seats) {
+                    route.lock().way = Way::Direct(seat);
+                }
+            }
+            Err((size, cause)) => {
+                for (index, _) in live {
+                    results[index] = Err(RouteError::Table(size, Arc::clone(&cause)));
+                }
+            }
+        }
+        results
+    }
+
+    /// Connects the route, unless it is direct and has another message: answers
+    /// its seat then, which must have the new one.
+    fn connect(&self, core: &Core<K>, message: MsiMessage) -> Result<Option<Seat>, RouteError> {
         let mut state = self.lock();
         match (state.way, state.kept) {
-            (Way::Direct(seat), _) if seat.message == message => {}
-            (Way::Direct(seat), _) => state.way = Way::Direct(core.reseat(seat, message)?),
+            (Way::Direct(seat), _) => {
+                return Ok((seat.message != message).then_some(seat));
+            }
             (Way::Watched(_), _) => state.way = Way::Watched(message),
             (Way::Held, Some(seat)) if seat.message == message && core.table().has(seat) => {
                 core.add_irqfd(&self.event, seat)?;
@@ -187,7 +234,7 @@ impl<K: Kernel> Route<K> {
                 self.deliver(core, message);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// As [`InterruptRoute::disconnect`](passthrough::ports::InterruptRoute::disconnect).

@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub enum RouteError {
     Thread(#[source] io::Error),
     /// KVM refused the routing table.
     #[error("KVM refuses the routing table of {0} entries")]
-    Table(usize, #[source] io::Error),
+    Table(usize, #[source] Arc<io::Error>),
     /// KVM refused the irqfd.
     #[error("KVM refuses the irqfd for {0}")]
     Irqfd(Gsi, #[source] io::Error),
@@ -100,8 +101,30 @@ impl InterruptRouter for Router {
         }))
     }
 
-    // Connecting one by one is right: it writes no table, unless a route that
-    // delivers at this moment changes its message.
+    fn connect_all(
+        &self,
+        routes: &mut [(&mut dyn InterruptRoute, MsiMessage)],
+    ) -> Vec<Result<(), PortError>> {
+        // Those of another router stay out.
+        let handles: Vec<_> = routes
+            .iter()
+            .map(|(route, message)| {
+                let route: &dyn Any = &**route;
+                let handle = route.downcast_ref::<Handle>();
+                let handle = handle.filter(|handle| Arc::ptr_eq(&handle.router, &self.0));
+                handle.map(|handle| (&*handle.route, *message))
+            })
+            .collect();
+        let ours: Vec<_> = handles.iter().copied().flatten().collect();
+        let mut results = Route::connect_all(&self.0.core, &ours).into_iter();
+        handles
+            .iter()
+            .map(|handle| match handle.and_then(|_| results.next()) {
+                Some(result) => result.map_err(Into::into),
+                None => Err("the route is another router's".into()),
+            })
+            .collect()
+    }
 }
 
 pub(super) fn new_event() -> Result<EventFd, RouteError> {
@@ -121,7 +144,8 @@ impl InterruptRoute for Handle {
     }
 
     fn connect(&mut self, message: MsiMessage) -> Result<(), PortError> {
-        Ok(self.route.connect(&self.router.core, message)?)
+        let results = Route::connect_all(&self.router.core, &[(&self.route, message)]);
+        results.into_iter().try_for_each(|result| Ok(result?))
     }
 
     fn disconnect(&mut self) -> Result<(), PortError> {

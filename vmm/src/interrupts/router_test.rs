@@ -195,6 +195,37 @@ fn a_new_message_of_a_live_route_is_one_table_and_no_irqfd() {
 }
 
 #[test]
+fn new_messages_of_live_routes_are_one_table() {
+    let Some(guest) = Guest::new() else { return };
+    let mut routes: Vec<_> = (0..32).map(|_| guest.route()).collect();
+    for (first, tables) in [(0x40, 0), (0x80, 1), (0xc0, 1), (0xc0, 0)] {
+        let before = guest.router.stats().tables;
+        let mut batch: Vec<_> = routes
+            .iter_mut()
+            .zip(first..)
+            .map(|(route, vector)| (&mut **route as &mut dyn InterruptRoute, message(vector)))
+            .collect();
+        let results = guest.router.connect_all(&mut batch);
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(guest.router.stats().tables - before, tables);
+        routes.iter().for_each(|route| signal(&**route));
+        let all: Vec<_> = (first..).take(32).collect();
+        all.iter().for_each(|vector| guest.arrives(*vector));
+        assert_eq!(guest.take(), all);
+        guest.wait("promotion", |stats| stats.promotions == 32);
+    }
+    assert_eq!(guest.router.stats().irqfds, 32);
+
+    let other = Guest::new().unwrap();
+    let mut batch: Vec<_> = routes
+        .iter_mut()
+        .map(|route| (&mut **route as &mut dyn InterruptRoute, message(0x41)))
+        .collect();
+    let results = other.router.connect_all(&mut batch[..2]);
+    assert!(results.iter().all(Result::is_err), "{results:?}");
+}
+
+#[test]
 fn a_new_message_of_a_masked_route_waits_for_a_signal() {
     let Some(guest) = Guest::new() else { return };
     let mut route = guest.route();
