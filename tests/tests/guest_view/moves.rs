@@ -14,6 +14,7 @@ fn assert_right(shuffled: &Marker, writes: u64) {
         shuffled.number("stable") >= Some(writes * 8),
         "{shuffled:?}"
     );
+    assert!(shuffled.number("during") > Some(0), "{shuffled:?}");
     for wrong in ["wrong", "wrong-own"] {
         assert_eq!(shuffled.number(wrong), Some(0), "{shuffled:?}");
     }
