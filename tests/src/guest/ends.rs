@@ -1,10 +1,10 @@
 use super::{Function, GuestError, Memory, marker};
 
-/// Of each of the BAR's ends; a page or what there is.
+/// What is tried of each end, or all of a smaller BAR.
 const PAGE: u64 = 4096;
 
-/// Writes to the first and to the last page of a memory BAR, and reads back
-/// what either keeps; then what the first bytes behind a small one are.
+/// Writes to the first and to the last page of a memory BAR, and tells what
+/// either keeps.
 ///
 /// # Errors
 /// [`GuestError`] when there is no such BAR.

@@ -13,9 +13,11 @@ const NO_SOFT_RESET: u16 = 1 << 3;
 /// What software waits after D3hot (§5.6.1), twice.
 const RECOVERY: Duration = Duration::from_millis(20);
 const COMMAND: u64 = 4;
+/// The registers of the BARs.
+const BARS: [u64; 6] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24];
 
-/// Sends a function to D3hot and back by its registers, gives it its header
-/// again as the kernel would, and tells what a register of BAR 0 read before,
+/// Sends a function to D3hot and back by its registers, gives it its BARs
+/// and command again as the kernel would, and tells what a register of BAR 0 read before,
 /// in and after it.
 ///
 /// # Errors
@@ -26,6 +28,10 @@ pub fn sleep(function: &Function, register: usize) -> Result<(), GuestError> {
     let start = function.bar_address(0)?;
     let memory = Memory::map(start, 4096)?;
     let command = function.word(COMMAND)?;
+    let mut bars = Vec::new();
+    for register in BARS {
+        bars.push((register, function.read::<4>(register)?));
+    }
     let awake = memory.read::<u32>(register)?;
     let before = function.word(control)?;
     function.write(control, (before & !STATE | D3_HOT).to_le_bytes())?;
@@ -36,7 +42,9 @@ pub fn sleep(function: &Function, register: usize) -> Result<(), GuestError> {
     thread::sleep(RECOVERY);
     let (woken_command, woken_bar) = (function.word(COMMAND)?, function.bar_address(0)?);
     let woken = memory.read::<u32>(register)?;
-    function.move_bar(0, start)?;
+    for (register, bar) in bars {
+        function.write(register, bar)?;
+    }
     function.write(COMMAND, command.to_le_bytes())?;
     marker(
         "power",
