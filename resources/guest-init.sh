@@ -4,7 +4,7 @@
 #
 #   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
-#   lab.pings=N           how many echo requests `net` sends (default 3)
+#   lab.pings=N           how many echo requests `net` and `affinity` send (default 3)
 #   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #   lab.bar=ID,N,V        the memory BAR that `bar` tries: the device's vendor and
@@ -12,10 +12,10 @@
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, msi, pin, pci, ports, resets, load, unload, dump, bar, cpus,
-# nap (1 s), sleep (for ever), beat (a marker each half second, for ever),
-# poweroff, reboot, panic, shell, and NAME of each function task_NAME in /tasks,
-# a script that a scenario may add.
+# Tasks: nvme, net, affinity, msi, pin, pci, ports, resets, load, unload, dump,
+# bar, cpus, nap (1 s), sleep (for ever), beat (a marker each half second, for
+# ever), poweroff, reboot, panic, shell, and NAME of each function task_NAME in
+# /tasks, a script that a scenario may add.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -103,6 +103,28 @@ task_net() {
         # All have one and the same network.
         ip addr del 10.0.2.15/24 dev "$name"
     done
+}
+
+# Moves a network card's interrupts from CPU to CPU and back while packets flow.
+task_affinity() {
+    pings=$(setting lab.pings 3)
+    await eth0 test -e /sys/class/net/eth0 || return
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+    await link grep -q 1 /sys/class/net/eth0/carrier || return
+    ping -A -q -c "$pings" -W 5 10.0.2.2 >/ping &
+    moves=0
+    while kill -0 $! 2>/dev/null; do
+        cpu=$((moves % 2 + 1))
+        for irq in $(sed -n 's/^ *\([0-9]*\):.* eth0.*/\1/p' /proc/interrupts); do
+            echo "$cpu" >"/proc/irq/$irq/smp_affinity" || return
+        done
+        moves=$((moves + 1))
+    done
+    received=$(sed -n 's/.* \([0-9]*\) packets received.*/\1/p' /ping)
+    marker affinity "sent=$pings received=${received:-0} moves=$moves"
+    interrupts eth0
+    ip addr del 10.0.2.15/24 dev eth0
 }
 
 # byte FILE OFFSET: a byte of a device's config space.
@@ -298,7 +320,7 @@ if [ -e /tasks ]; then . /tasks; fi
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
+    nvme | net | affinity | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
         "task_$task"
         ;;
     sleep) marker sleep && sleep 1000000 ;;
