@@ -61,7 +61,7 @@ impl MsiPlace {
             (capability.upper_address(), 4, guest(u32::MAX), UPPER),
             (Some(capability.data()), 2, guest(0xffff), DATA),
             (capability.mask(), 4, guest(bits), MASK),
-            (capability.pending(), 4, Access::Value(0), PENDING),
+            (capability.pending(), 4, guest(0), PENDING),
         ] {
             rules.extend(offset.map(|at| Rule::new(at, size, access, title, why)));
         }

@@ -24,7 +24,7 @@ pub(in crate::config) const HEADER: &[Rule] = rules! {
     0x06 2 ALL NONE Always
         "status: errors", "PCIe 6.0 §7.5.1.1.4",
         "errors are the host's to handle and clear";
-    0x06 2 0x0008 NONE Always
+    0x06 2 0x0008 (guest(0)) Always
         "status: pending interrupt", "PCIe 6.0 §7.5.1.1.4",
         "asked of the device while its pin is what it interrupts by";
     0x06 2 0x06a0 CONSTANT Always
