@@ -6,6 +6,8 @@
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` and `affinity` send (default 3)
 #   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
+#   lab.rounds=N          how often `rebind` takes the first NVMe from its driver and
+#                         gives it back (default 3); `hold` waits for a line of input
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
 #   lab.bar=ID,N,V        the memory BAR that `bar` tries: the device's vendor and
 #                         device in hexadecimal, the BAR's number (a 32-bit one if it
@@ -240,6 +242,29 @@ task_resets() {
     done
 }
 
+# Takes the first NVMe from its driver and gives it back, over and over, with a
+# read past the page cache in each round.
+task_rebind() {
+    rounds=$(setting lab.rounds 3)
+    await nvme0n1 test -b /dev/nvme0n1 || return
+    device=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
+    driver=$(readlink -f "/sys/bus/pci/devices/$device/driver")
+    round=0
+    while [ "$round" -lt "$rounds" ]; do
+        echo "$device" >"$driver/unbind" && echo "$device" >"$driver/bind" || break
+        await nvme0n1 test -b /dev/nvme0n1 || break
+        dd if=/dev/nvme0n1 of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null || break
+        round=$((round + 1))
+    done
+    marker rebind "rounds=$round"
+}
+
+# Stands still until a line of input comes, so that the host can look.
+task_hold() {
+    marker hold
+    read -r _
+}
+
 # Reads the first NVMe over and over, past the page cache, while other tasks run.
 task_load() {
     await nvme0n1 test -b /dev/nvme0n1 || return
@@ -323,6 +348,7 @@ for task in $(setting lab.do shell | tr , ' '); do
     nvme | net | affinity | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
         "task_$task"
         ;;
+    rebind | hold) "task_$task" ;;
     sleep) marker sleep && sleep 1000000 ;;
     poweroff) marker poweroff && poweroff -f ;;
     reboot) marker reboot && reboot -f ;;

@@ -182,18 +182,6 @@ impl FakeDevice {
         self
     }
 
-    /// On a host that has only so many vectors left.
-    #[must_use]
-    pub fn only_vectors(self, available: u32) -> Self {
-        self.leave_vectors(available);
-        self
-    }
-
-    /// From now on the host has only so many vectors left.
-    pub fn leave_vectors(&self, available: u32) {
-        self.state().interrupts.limit(available);
-    }
-
     /// Without a way to reset it.
     #[must_use]
     pub fn without_reset(mut self) -> Self {

@@ -106,6 +106,18 @@ impl State {
 
 /// What the device does, and what came of it.
 impl FakeDevice {
+    /// On a host that has only so many vectors left.
+    #[must_use]
+    pub fn only_vectors(self, available: u32) -> Self {
+        self.leave_vectors(available);
+        self
+    }
+
+    /// From now on the host has only so many vectors left.
+    pub fn leave_vectors(&self, available: u32) {
+        self.state().interrupts.limit(available);
+    }
+
     /// The device raises MSI-X vector `vector`: it signals the event, or sets
     /// its pending bit while the vector has none. Says whether it signalled.
     pub fn raise(&self, vector: u32) -> bool {
