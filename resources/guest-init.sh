@@ -14,10 +14,10 @@
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, affinity, msi, pin, pci, ports, resets, load, unload, dump,
-# bar, cpus, nap (1 s), sleep (for ever), beat (a marker each half second, for
-# ever), poweroff, reboot, panic, shell, and NAME of each function task_NAME in
-# /tasks, a script that a scenario may add.
+# Tasks: nvme, net, affinity, msi, pin, pci, ports, resets, rebind, hold, load,
+# unload, dump, bar, cpus, nap (1 s), sleep (for ever), beat (a marker each half
+# second, for ever), poweroff, reboot, panic, shell, and NAME of each function
+# task_NAME in /tasks, a script that a scenario may add.
 
 /bin/busybox mkdir -p /bin /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
