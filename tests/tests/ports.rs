@@ -80,15 +80,18 @@ fn moves_under_load() {
         assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
         assert!(!outcome.stderr.contains("slow"), "{}", outcome.stderr);
         let markers = Markers::of(&outcome.lines);
+        // The device control register. Flow control comes on by itself once the
+        // link is up (Intel 82574 datasheet §10.2.2.1, bits 28:27).
+        let control = |value: Option<u64>| value.map(|value| value & !0x1800_0000);
         let kept = markers.first("bar-kept").expect("the guest found no NIC");
-        assert_eq!(kept.number("value"), Some(0x241), "{kept:?}");
+        assert_eq!(control(kept.number("value")), Some(0x241), "{kept:?}");
         let moved: Vec<_> = markers.all("bar-moved").collect();
         assert_eq!(moved.len(), PLACES.len() * ROUNDS);
         for moved in moved {
-            assert_eq!(moved.number("value"), Some(0x241), "{moved:?}");
+            assert_eq!(control(moved.number("value")), Some(0x241), "{moved:?}");
             assert_eq!(moved.number("off"), Some(0xffff_ffff), "{moved:?}");
             // Where it was there is nothing, or the BAR that it had hidden.
-            assert_ne!(moved.number("before"), Some(0x241), "{moved:?}");
+            assert_ne!(control(moved.number("before")), Some(0x241), "{moved:?}");
         }
         let load = markers.first("unload").expect("the load went on for ever");
         assert!(load.number("reads") >= Some(2), "{load:?}");
