@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::consent::ConsentArgs;
 use super::lease::{BindScope, Lease};
@@ -137,6 +138,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
             Acknowledgement::Resampled
         },
     };
+    raise_open_files();
     // From here on a signal ends the VM in good order, or keeps it from starting.
     let signals = Signals::take_over().map_err(VmError::Signals)?;
     let lease = match args.bind {
@@ -152,6 +154,19 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
     }
     back?;
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// Raises the limit of open files as far as this user may: each vector that a
+/// guest uses takes one, and a device may have 2,048 where 1,024 is usual.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        log::debug!("the limit of open files stays {:?}: {error}", limit.current);
+    }
 }
 
 fn run_vm(
