@@ -1,3 +1,5 @@
+use std::error::Error;
+
 /// Bounds how often one kind of message is logged: what causes it may be in
 /// the hands of the guest.
 #[derive(Debug)]
@@ -19,6 +21,15 @@ impl LogLimit {
             0 => " (no more messages of this kind follow)",
             _ => "",
         })
+    }
+
+    /// Asks to log an error. The answer, if it may be logged, is its text with
+    /// its cause; it ends the message.
+    pub(crate) fn error(&mut self, error: &dyn Error) -> Option<String> {
+        let end = self.admit()?;
+        let cause = error.source().map(|cause| format!(": {cause}"));
+        let cause = cause.unwrap_or_default();
+        Some(format!("{error}{cause}{end}"))
     }
 }
 

@@ -204,10 +204,8 @@ impl AssignedDevice {
     }
 
     pub(super) fn report(&mut self, what: &str, error: &DeviceError) {
-        if let Some(end) = self.log.admit() {
-            let cause = std::error::Error::source(error);
-            let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
-            log::error!("{}: the device {what}: {error}{cause}{end}", self.host);
+        if let Some(error) = self.log.error(error) {
+            log::error!("{}: the device {what}: {error}", self.host);
         }
     }
 }

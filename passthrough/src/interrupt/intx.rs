@@ -190,11 +190,9 @@ impl IntxInterrupt {
     }
 
     fn report(&mut self, what: &str, error: &dyn std::error::Error) {
-        if let Some(end) = self.log.admit() {
-            let cause = error.source().map(|cause| format!(": {cause}"));
-            let cause = cause.unwrap_or_default();
+        if let Some(error) = self.log.error(error) {
             let device = self.device;
-            log::error!("{device}: the interrupt pin {what}: {error}{cause}{end}");
+            log::error!("{device}: the interrupt pin {what}: {error}");
         }
     }
 }

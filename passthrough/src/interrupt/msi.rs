@@ -314,11 +314,9 @@ impl MsiInterrupts {
     }
 
     fn report(&mut self, vector: u8, what: &str, error: &dyn std::error::Error) {
-        if let Some(end) = self.log.admit() {
-            let cause = error.source().map(|cause| format!(": {cause}"));
-            let cause = cause.unwrap_or_default();
+        if let Some(error) = self.log.error(error) {
             let device = self.device;
-            log::error!("{device}: MSI vector {vector} {what}: {error}{cause}{end}");
+            log::error!("{device}: MSI vector {vector} {what}: {error}");
         }
     }
 }

@@ -374,11 +374,9 @@ impl MsixVectors {
     }
 
     fn report(&mut self, vector: u16, what: &str, error: &dyn std::error::Error) {
-        if let Some(end) = self.log.admit() {
-            let cause = error.source().map(|cause| format!(": {cause}"));
-            let cause = cause.unwrap_or_default();
+        if let Some(error) = self.log.error(error) {
             let device = self.device;
-            log::error!("{device}: MSI-X vector {vector}: {what}: {error}{cause}{end}");
+            log::error!("{device}: MSI-X vector {vector}: {what}: {error}");
         }
     }
 }
