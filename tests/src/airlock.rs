@@ -142,6 +142,21 @@ impl Run {
     }
 }
 
+/// The number that stands before `word` in what airlock says, such as
+/// `--stats` does.
+///
+/// # Panics
+/// When there is none.
+#[track_caller]
+pub fn number_before(text: &str, word: &str) -> u64 {
+    let found = text.find(word).and_then(|at| {
+        let before = text[..at].trim_end();
+        let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    });
+    found.unwrap_or_else(|| panic!("no number before '{word}' in {text}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

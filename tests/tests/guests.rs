@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::airlock::{Run, check};
+use lab::airlock::{Run, check, number_before};
 use lab::host::{Exit, Host, HostError, Outcome, Step};
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
@@ -189,16 +189,6 @@ fn the_timeline_is_in_order() {
         );
         Ok(())
     });
-}
-
-/// The number that stands before `word` in a text.
-fn number_before(text: &str, word: &str) -> u64 {
-    let found = text.find(word).and_then(|at| {
-        let before = text[..at].trim_end();
-        let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next()?;
-        digits.parse().ok()
-    });
-    found.unwrap_or_else(|| panic!("no number before '{word}' in {text}"))
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lab::airlock::Run;
+use lab::airlock::{Run, number_before};
 use lab::host::{Exit, Host, HostError, Outcome, Process};
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
@@ -86,16 +86,6 @@ fn vectors_of(host: &Host, name: &str) -> Result<usize, HostError> {
         assert_ne!(at, 0, "{name} has no MSI-X");
     }
     Ok((bytes[at + 2] | (bytes[at + 3] & 7) << 8) + 1)
-}
-
-/// The number that stands before `word` in a text.
-fn number_before(text: &str, word: &str) -> u64 {
-    let found = text.find(word).and_then(|at| {
-        let before = text[..at].trim_end();
-        let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next()?;
-        digits.parse().ok()
-    });
-    found.unwrap_or_else(|| panic!("no number before '{word}' in {text}"))
 }
 
 /// Neither the router nor a device lost an interrupt.
