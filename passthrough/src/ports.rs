@@ -32,6 +32,16 @@ pub unsafe trait HostMemory: Send + Sync + Debug {
 
     /// Bytes, a multiple of the host's page size.
     fn size(&self) -> usize;
+
+    /// The file that all of the memory is a shared map of (a memfd, on huge
+    /// pages or not), and where in the file it begins, in bytes. Constant.
+    ///
+    /// With it an IOMMU can take the pages from the file, which spares it the
+    /// walk through this process's page tables. Nothing unless it is
+    /// implemented: private memory has no file.
+    fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        None
+    }
 }
 
 /// Puts host memory straight into the guest's physical address space.
