@@ -1,0 +1,45 @@
+use std::any::Any;
+use std::fmt::{self, Debug};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+/// An open device that reaches memory through an address space of ours. It
+/// closes when this is dropped, and with the last one whatever leads to it.
+///
+/// Nothing of sysfs is asked for that: when the host is waiting to remove the
+/// device, it is gone from there as soon as its file is closed.
+pub(crate) struct AttachedDevice {
+    // Dropped in this order: the file closes before what leads to it, unless
+    // that holds the file too.
+    file: Arc<OwnedFd>,
+    _keeper: Box<dyn Any + Send + Sync>,
+}
+
+impl AttachedDevice {
+    /// A device that `keeper` keeps attached.
+    pub(super) fn new(file: Arc<OwnedFd>, keeper: impl Any + Send + Sync) -> Self {
+        Self {
+            file,
+            _keeper: Box::new(keeper),
+        }
+    }
+
+    /// The file, as long as the device is open: for what may outlive it.
+    pub(crate) fn downgrade(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.file)
+    }
+}
+
+impl AsFd for AttachedDevice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Debug for AttachedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttachedDevice")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
