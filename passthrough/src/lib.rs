@@ -35,3 +35,4 @@ pub use open::{
     DeviceRequest, FileName, FileNameError, Interface, OpenError, OpenFiles, OpenRequest, Opened,
     open,
 };
+pub use sys::Pages;

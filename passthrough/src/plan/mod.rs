@@ -84,6 +84,8 @@ pub struct Request {
     /// By which of the kernel's interfaces to take the devices. Without it by
     /// the best that is there.
     pub backend: Option<Backend>,
+    /// Nobody needs KVM: devices are for a program, not for a guest.
+    pub without_kvm: bool,
     /// Files that need not be opened, since they are given open.
     pub given: Vec<FileName>,
     /// Back the memory by huge pages of this many bytes.
@@ -149,7 +151,9 @@ impl Plan {
         if !devices.is_empty() {
             host::check(survey, request, &devices, backend, &mut items);
         }
-        host::check_kvm(survey, &mut items);
+        if !request.without_kvm {
+            host::check_kvm(survey, &mut items);
+        }
         memory::check(survey, request, &devices, &mut items);
         reach::check(survey, request, &devices, &mut items);
         huge_pages::check(survey, request, &mut items);

@@ -16,6 +16,7 @@ mod iommufd;
 mod irq;
 mod kvm;
 mod memory;
+mod pages;
 
 pub(crate) use cdev::{attach_ioas, bind_iommufd};
 pub(crate) use container::{
@@ -35,6 +36,7 @@ pub(crate) use kvm::{add_kvm_file, remove_kvm_file};
 #[cfg(any(test, feature = "fake"))]
 pub(crate) use memory::event;
 pub(crate) use memory::{Mapping, Placement, memlock_limit, page_size};
+pub use pages::Pages;
 
 /// What a request answered, or the error that it left behind.
 fn answer(result: std::os::raw::c_int) -> std::io::Result<std::os::raw::c_int> {
