@@ -2,9 +2,9 @@
 //! machine, with or without KVM and an IOMMU of its own.
 //!
 //! QEMU emulates a machine with AMD's SVM and Intel's VT-d. In it runs a kernel
-//! that the lab builds once from Debian's source package, with the root of the
-//! real machine as its root (read-only) and an agent that runs what a scenario
-//! asks for. airlock in it finds a real KVM, a real VFIO and real groups.
+//! that the lab builds once from Debian's source package (or a newer one, see
+//! [`Machine::kernel`](machine::Machine::kernel)), with the root of the real
+//! machine as its root (read-only) and an agent that runs what a scenario asks for. airlock in it finds a real KVM, a real VFIO and real groups.
 //!
 //! ```no_run
 //! use lab::airlock::Run;
@@ -43,6 +43,7 @@
 //! | variable | |
 //! |---|---|
 //! | `AIRLOCK_LAB_KERNEL` | a bzImage to use instead of building one; a directory `modules` beside it stands for its `/lib/modules` |
+//! | `AIRLOCK_LAB_KERNEL_RECENT` | the same for machines that ask for a recent kernel |
 //! | `AIRLOCK_BIN` | an `airlock` binary to test instead of this workspace's |
 #![forbid(unsafe_code)]
 
