@@ -35,6 +35,13 @@
 //!   VFIO driver, for [`Device::virtio_net`](machine::Device::virtio_net), which is
 //!   a module.
 //!
+//! # Both backends
+//!
+//! A scenario that assigns a device is a function of the [`Backend`], of which
+//! [`on_both_backends!`] makes two tests: `cargo test -p tests ::iommufd` runs all
+//! that are by iommufd. What has nothing to do with how a device is had is a plain
+//! test.
+//!
 //! # Files and variables
 //!
 //! Everything is kept below `$XDG_CACHE_HOME/airlock/lab` or
@@ -50,6 +57,7 @@
 pub mod agent;
 pub mod airlock;
 pub mod apt;
+mod backend;
 pub mod binaries;
 pub mod cache;
 mod command;
@@ -67,5 +75,6 @@ pub mod progress;
 mod scenario;
 pub mod timeline;
 
+pub use backend::Backend;
 pub use lab::{Lab, LabError, names};
 pub use scenario::scenario;
