@@ -12,6 +12,23 @@ pub enum Backend {
 impl Backend {
     /// Both, for scenarios that try them one after the other in one host.
     pub const BOTH: [Self; 2] = [Self::Type1, Self::Iommufd];
+
+    /// The file that hands out address spaces.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Type1 => "/dev/vfio/vfio",
+            Self::Iommufd => "/dev/iommu",
+        }
+    }
+
+    /// The parameter of the kernel's that has devices assigned though interrupts
+    /// are not remapped: a file to write `Y` or `N` to.
+    pub fn unsafe_interrupts(self) -> &'static str {
+        match self {
+            Self::Type1 => "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+            Self::Iommufd => "/sys/module/iommufd/parameters/allow_unsafe_interrupts",
+        }
+    }
 }
 
 /// As airlock's option `--iommu` has it.
