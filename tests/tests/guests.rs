@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use lab::airlock::{Run, check_by, number_before};
 use lab::host::{Exit, Host, HostError, Outcome, Step};
+use lab::kernel::KernelVersion;
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
 use lab::{Backend, on_both_backends, scenario};
 
 on_both_backends!(
     an_nvme_by_bzimage_and_by_pvh,
+    an_nvme_on_a_recent_host,
     two_devices_and_two_cpus,
     reboot_power_off_and_panic_end_the_vm,
     a_killed_airlock_leaves_the_device_usable,
@@ -53,30 +55,50 @@ fn assert_read(outcome: &Outcome) {
     assert!(fired >= 2, "the admin queue and an I/O queue interrupt");
 }
 
+/// The disk passes the check, and each guest reads it.
+fn assert_reads(host: &Host, backend: Backend, runs: &[Run]) -> Result<(), HostError> {
+    host.bind_vfio(&["disk"])?;
+    let verdict = host.run(&check_by(backend, &[host.address("disk")?]))?;
+    assert_eq!(verdict.exit, Exit::Status(0), "{}", verdict.stdout);
+    for run in runs {
+        let outcome = host.run(&run.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        assert_read(&outcome);
+        if let Some(cpus) = Markers::of(&outcome.lines).first("cpus") {
+            assert_eq!(cpus.number("online"), Some(2));
+        }
+    }
+    Ok(())
+}
+
 fn an_nvme_by_bzimage_and_by_pvh(backend: Backend) {
     let machine = Machine::new(format!("nvme-{backend}")).device(Device::nvme("disk", disk()));
     scenario(&machine, |host| {
-        host.bind_vfio(&["disk"])?;
-        let verdict = host.run(&check_by(backend, &[host.address("disk")?]))?;
-        assert_eq!(verdict.exit, Exit::Status(0), "{}", verdict.stdout);
-        for run in [
+        let runs = [
             reader(host, backend, "poweroff")?,
             reader(host, backend, "poweroff")?.pvh(),
             reader(host, backend, "cpus,poweroff")?.cpus(2),
-        ] {
-            let outcome = host.run(&run.step())?;
-            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
-            assert_read(&outcome);
-            if let Some(cpus) = Markers::of(&outcome.lines).first("cpus") {
-                assert_eq!(cpus.number("online"), Some(2));
-            }
-        }
+        ];
+        assert_reads(host, backend, &runs)?;
         // The device goes back to the host as it was.
         host.bind("disk", "nvme")?;
         let sum = host.shell(&format!("head -c {BYTES} /dev/nvme0n1 | sha256sum"))?;
         let written = disk().digest(BYTES).unwrap().to_string();
         assert!(sum.starts_with(&written), "{sum}");
         Ok(())
+    });
+}
+
+fn an_nvme_on_a_recent_host(backend: Backend) {
+    let machine = Machine::new(format!("recent-{backend}"))
+        .kernel(KernelVersion::Recent)
+        .device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let runs = [
+            reader(host, backend, "poweroff")?,
+            reader(host, backend, "cpus,poweroff")?.cpus(2).pvh(),
+        ];
+        assert_reads(host, backend, &runs)
     });
 }
 
