@@ -12,6 +12,7 @@ use kvm_ioctls::DeviceFd;
 use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::group::GroupFile;
+use super::hot_reset::{OwnedGroup, Ownership};
 use crate::ports::HostMemory;
 
 /// The kernel's steps to a device, in their order.
@@ -128,12 +129,26 @@ impl Groups {
 pub(crate) struct AttachedDevice {
     // Dropped in this order.
     file: OwnedFd,
-    _membership: Membership,
+    membership: Membership,
 }
 
 impl AsFd for AttachedDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+impl AttachedDevice {
+    /// Has `act` see what proves that this process owns the device and its
+    /// neighbours. Until it is done, no group comes or goes.
+    pub(crate) fn with_ownership<T>(&self, act: impl FnOnce(&Ownership<'_>) -> T) -> T {
+        let open = self.membership.groups.lock();
+        let groups = open.iter().map(|(&id, (devices, group))| OwnedGroup {
+            id,
+            open: *devices,
+            file: group.as_fd(),
+        });
+        act(&Ownership::Groups(&groups.collect::<Vec<_>>()))
     }
 }
 
@@ -234,7 +249,7 @@ impl Container {
                 open.insert(id, (devices + 1, group));
                 Ok(AttachedDevice {
                     file,
-                    _membership: Membership {
+                    membership: Membership {
                         group: id,
                         groups: Arc::clone(&self.groups),
                         _container: Arc::clone(&self.container) as Arc<dyn Any + Send + Sync>,
@@ -303,7 +318,7 @@ mod tests {
         let container: Arc<dyn Any + Send + Sync> = Arc::new(());
         let device = || AttachedDevice {
             file: null().into(),
-            _membership: Membership {
+            membership: Membership {
                 group: 5,
                 groups: Arc::clone(&groups),
                 _container: Arc::clone(&container),

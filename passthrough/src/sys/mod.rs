@@ -10,7 +10,9 @@ mod capability;
 mod claim;
 mod container;
 mod device;
+mod feature;
 mod group;
+mod hot_reset;
 mod irq;
 mod memory;
 
@@ -18,6 +20,8 @@ pub(crate) use attach::{AttachedDevice, Container, Refusal, Step};
 pub(crate) use claim::Hold;
 pub(crate) use container::iommu_info;
 pub(crate) use device::{KernelRegion, device_info, read_at, region_info, reset, write_at};
+pub(crate) use feature::{Feature, has_feature, set_feature};
+pub(crate) use hot_reset::{hot_reset, hot_reset_info};
 pub(crate) use irq::{disable_irqs, irq_info, set_irqs, set_unmask_event, unmask_irq};
 #[cfg(any(test, feature = "fake"))]
 pub(crate) use memory::event;
