@@ -3,10 +3,10 @@
 use super::*;
 use crate::vfio::{Affected, Holder};
 
-const HOST: &str = "0000:01:00.0";
+pub(super) const HOST: &str = "0000:01:00.0";
 const NEIGHBOUR: &str = "0000:01:00.1";
 
-fn hit(device: &str, holder: Holder) -> Affected {
+pub(super) fn hit(device: &str, holder: Holder) -> Affected {
     let device = device.parse().unwrap();
     Affected { device, holder }
 }

@@ -397,3 +397,6 @@ proptest! {
 
 #[path = "life_test.rs"]
 mod life;
+
+#[path = "undo_test.rs"]
+mod undo;

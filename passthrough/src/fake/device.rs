@@ -373,6 +373,7 @@ impl FakeDevice {
     }
 
     pub(super) fn permit(&self, operation: Operation) -> io::Result<MutexGuard<'_, State>> {
+        self.journal.step(format_args!("{operation:?}"))?;
         let mut state = self.state();
         let next = state
             .refusals
