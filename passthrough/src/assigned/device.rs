@@ -60,7 +60,8 @@ pub enum AssignError {
 /// that does not answer:
 ///
 /// ```text
-///  BARs unmapped -> reset -> power up -> command register -> power down -> BARs mapped
+///  BARs unmapped -> low power left -> reset -> power up -> command register
+///  -> power down -> BARs mapped, or low power entered
 /// ```
 ///
 /// A reset, whoever orders it (the guest by a bit of the device, by a way from
@@ -89,6 +90,8 @@ pub struct AssignedDevice {
     pub(super) command: Option<u16>,
     /// The device's power state, likewise.
     pub(super) power: PowerState,
+    /// The host may have suspended it below that.
+    pub(super) low_power: bool,
     /// Bits of the command register that are the host's, with the pin off.
     pub(super) command_of_host: u16,
     pub(super) pending: Option<Pending>,
@@ -156,6 +159,7 @@ impl AssignedDevice {
             view,
             command: None,
             power: PowerState::D0,
+            low_power: false,
             command_of_host,
             pending: None,
             gone: false,
@@ -357,6 +361,9 @@ impl PciFunction for AssignedDevice {
             return Ok(());
         }
         self.bars.unmap_stale(self.mappable(reach));
+        if self.pending.is_some() || self.guest_power() != PowerState::D3Hot {
+            self.leave_low_power();
+        }
         if let Some(pending) = self.pending.take() {
             self.carry_out(pending);
         }
@@ -374,9 +381,10 @@ impl PciFunction for AssignedDevice {
         }
         // A device that has just woken up, or been reset, can interrupt again.
         self.follow_interrupts();
-        if answers && self.power == PowerState::D0 {
+        if answers && self.power == PowerState::D0 && !self.low_power {
             self.bars.map_decoded(self.mappable(reach));
         }
+        self.enter_low_power();
         Ok(())
     }
 }

@@ -296,12 +296,14 @@ fn in_d3hot_only_config_space_answers() {
         [
             "guest unmap 0xc0000000",
             "guest unmap 0xc0003000",
-            "write 7 0x54 [3, 0]"
+            "write 7 0x54 [3, 0]",
+            "low_power enter"
         ]
     );
     assert_eq!(setup.write(0x54, &[0, 0]), effects(true, false));
     let calls = setup.settle();
-    assert_eq!(calls[..2], [COMMAND_OFF, "write 7 0x54 [0, 0]"]);
+    let expected = ["low_power leave", COMMAND_OFF, "write 7 0x54 [0, 0]"];
+    assert_eq!(calls[..3], expected);
     let last = calls.last().map(String::as_str);
     assert_eq!(
         last,

@@ -1,6 +1,7 @@
 use super::AssignedDevice;
 use super::reset::Pending;
 use crate::config::{self, PowerState, Scope};
+use crate::vfio::DeviceBackend;
 
 impl AssignedDevice {
     /// The state that the guest has put the device in.
@@ -53,6 +54,44 @@ impl AssignedDevice {
                 self.power = state;
             }
             Err(error) => self.report("does not change its power state", &error),
+        }
+    }
+
+    /// Lets the host suspend a device that the guest has put into D3hot, when
+    /// nothing is lost by that: the host may take its power away, and restores
+    /// config space only. A device that keeps its settings in D3hot is left
+    /// there.
+    pub(super) fn enter_low_power(&mut self) {
+        let asleep = self.power == PowerState::D3Hot && self.guest_power() == PowerState::D3Hot;
+        let Some(at) = self.power_control().filter(|_| asleep) else {
+            return;
+        };
+        let control = self.view.space().u16(at);
+        let loses_settings = PowerState::D3Hot.resets(PowerState::D0, control);
+        if self.low_power || !loses_settings || !self.backend.has_low_power() {
+            return;
+        }
+        match self.backend.enter_low_power() {
+            Ok(()) => {
+                log::debug!("{}: the host may suspend it", self.host);
+                self.low_power = true;
+            }
+            Err(error) => self.report("can't be suspended by the host", &error),
+        }
+    }
+
+    /// Has the host keep the device awake, as before anything is done with it
+    /// that is more than an access to config space.
+    pub(super) fn leave_low_power(&mut self) {
+        if !self.low_power {
+            return;
+        }
+        match self.backend.leave_low_power() {
+            Ok(()) => {
+                log::debug!("{}: the host keeps it awake", self.host);
+                self.low_power = false;
+            }
+            Err(error) => self.report("is not kept awake by the host", &error),
         }
     }
 }

@@ -1,6 +1,6 @@
 use super::AssignedDevice;
 use crate::config::{PowerState, Scope};
-use crate::vfio::DeviceBackend;
+use crate::vfio::{DeviceBackend, DeviceError};
 
 /// A reset that the guest has seen and the device not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,20 +45,38 @@ impl AssignedDevice {
     }
 
     fn reset_device(&mut self) {
-        match self.backend.reset() {
-            Ok(()) => log::debug!("{}: reset for the guest", self.host),
-            Err(error) => {
-                self.report("was not reset for the guest", &error);
-                if self.power != PowerState::D0 {
-                    self.set_power(PowerState::D0);
-                }
-                return;
+        let reset = if self.backend.can_reset() {
+            self.backend.reset()
+        } else {
+            self.hot_reset()
+        };
+        if let Err(error) = reset {
+            self.report("was not reset for the guest", &error);
+            if self.power != PowerState::D0 {
+                self.set_power(PowerState::D0);
             }
+            return;
         }
+        log::debug!("{}: reset for the guest", self.host);
         // The kernel wakes a device that it resets, see `set_power`.
         if self.power != PowerState::D0 {
             self.command = None;
         }
         self.power = PowerState::D0;
+    }
+
+    /// Resets the device along with its bus, when nobody uses what else is
+    /// there: neither the host, nor another guest, nor this one.
+    fn hot_reset(&self) -> Result<(), DeviceError> {
+        let Some(info) = self.backend.hot_reset_info()? else {
+            // Tells why not.
+            return self.backend.reset();
+        };
+        let others = info.disturbed(self.host);
+        if !others.is_empty() {
+            return Err(DeviceError::SharedReset { others });
+        }
+        log::debug!("{}: hot reset of {:?}", self.host, info.affected);
+        self.backend.hot_reset()
     }
 }

@@ -27,6 +27,11 @@ enum Way {
 const WAYS: [Way; 4] = [Way::Function, Way::Advanced, Way::Power, Way::Bus];
 
 fn everything(power: u32) -> Setup {
+    everything_as(power, |host| host)
+}
+
+/// With the host's device changed.
+fn everything_as(power: u32, change: impl FnOnce(FakeDevice) -> FakeDevice) -> Setup {
     let mut registers = EVERYTHING.to_vec();
     registers.push((POWER, 4, power));
     let journal = Journal::default();
@@ -35,7 +40,7 @@ fn everything(power: u32) -> Setup {
         placement: Placement::BehindPort,
         ..AssignOptions::default()
     };
-    assign_as(host, options, &journal)
+    assign_as(change(host), options, &journal)
 }
 
 impl Setup {
@@ -344,13 +349,7 @@ fn control_registers_get_their_values_after_reset() {
 
 #[test]
 fn without_a_way_to_reset_there_is_none() {
-    let journal = Journal::default();
-    let host = FakeDevice::new(&config(EVERYTHING), 4096, &bars(), &journal).unwrap();
-    let options = AssignOptions {
-        placement: Placement::BehindPort,
-        ..AssignOptions::default()
-    };
-    let mut setup = assign_as(host.without_reset(), options, &journal);
+    let mut setup = everything_as(0, FakeDevice::without_reset);
     assert_eq!(setup.u32(0x84) & 1 << 28, 0);
     assert_eq!(setup.u32(0x60) >> 24, 1);
     setup.start();
@@ -395,3 +394,9 @@ proptest! {
         setup.works();
     }
 }
+
+#[path = "life_test.rs"]
+mod life;
+
+#[path = "undo_test.rs"]
+mod undo;

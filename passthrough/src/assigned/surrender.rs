@@ -10,7 +10,9 @@ use super::AssignedDevice;
 use crate::config;
 use crate::interrupt::CountedBackend;
 use crate::ports::HostMemory;
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+use crate::vfio::{
+    DeviceBackend, DeviceError, HotReset, IrqIndex, IrqInfo, RegionArea, RegionInfo,
+};
 
 /// Why the host does not get a device back, though the guest has lost it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -57,7 +59,7 @@ impl AssignedDevice {
     /// unbind or unplug that waits for it goes on:
     ///
     /// ```text
-    ///  interrupts -> bus mastering off -> BARs out of the guest and the IOMMU
+    ///  awake -> interrupts -> bus mastering off -> BARs out of the guest and the IOMMU
     ///  -> BARs out of this process -> file closed, the last of a group's takes the group along
     /// ```
     ///
@@ -95,6 +97,8 @@ impl AssignedDevice {
     /// Interrupts off, then DMA off, then the BARs out of the guest. Nothing is
     /// left to do for the fields that are dropped after this.
     pub(super) fn silence(&mut self) {
+        // Once, and not for each of the calls below.
+        self.leave_low_power();
         self.interrupts.shut_down();
         let command = self.command_now() | config::COMMAND_INTX_DISABLE;
         self.set_command(command & !config::COMMAND_BUS_MASTER);
@@ -177,5 +181,26 @@ impl DeviceBackend for Absent {
 
     fn reset(&self) -> Result<(), DeviceError> {
         Err(DeviceError::Reset(gone()))
+    }
+
+    fn hot_reset_info(&self) -> Result<Option<HotReset>, DeviceError> {
+        Ok(None)
+    }
+
+    fn hot_reset(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::HotReset(gone()))
+    }
+
+    fn has_low_power(&self) -> bool {
+        false
+    }
+
+    fn enter_low_power(&self) -> Result<(), DeviceError> {
+        let (action, source) = ("enter", gone());
+        Err(DeviceError::LowPower { action, source })
+    }
+
+    fn leave_low_power(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 }

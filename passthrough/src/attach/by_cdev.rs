@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use devices::pci::PciAddress;
 
+use super::device::Keeper;
 use super::{AttachedDevice, Calls, Refusal, Step};
+use crate::sys::Ownership;
 use crate::vfio::VfToken;
 
 /// An address space of an iommufd (IOAS). All devices that are attached to it
@@ -38,6 +40,12 @@ impl Drop for Shared {
 struct Membership {
     file: Arc<OwnedFd>,
     shared: Arc<Shared>,
+}
+
+impl Keeper for Membership {
+    fn prove(&self, act: &mut dyn FnMut(&Ownership<'_>)) {
+        act(&Ownership::Iommufd);
+    }
 }
 
 impl Drop for Membership {

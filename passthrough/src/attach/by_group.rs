@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::PciAddress;
 
+use super::device::Keeper;
 use super::{AttachedDevice, Calls, ContainerKind, Refusal, Step};
+use crate::sys::{OwnedGroup, Ownership};
 use crate::vfio::VfToken;
 
 /// The groups in a container.
@@ -111,6 +113,18 @@ struct Membership {
     group: u32,
     groups: Arc<Groups>,
     _container: Arc<OwnedFd>,
+}
+
+impl Keeper for Membership {
+    fn prove(&self, act: &mut dyn FnMut(&Ownership<'_>)) {
+        let open = self.groups.lock();
+        let groups = open.iter().map(|(&id, (devices, group))| OwnedGroup {
+            id,
+            open: *devices,
+            file: group.as_fd(),
+        });
+        act(&Ownership::Groups(&groups.collect::<Vec<_>>()));
+    }
 }
 
 impl Drop for Membership {

@@ -2,7 +2,7 @@ use super::*;
 use crate::fake::{FakeSpace, Journal};
 use crate::ports::{HostMemory, MemoryMapping, PortError};
 use crate::sys::Mapping;
-use crate::vfio::{DeviceError, IrqIndex, IrqInfo, RegionInfo};
+use crate::vfio::{DeviceError, HotReset, IrqIndex, IrqInfo, RegionInfo};
 use devices::pci::BarKind;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -80,6 +80,26 @@ impl DeviceBackend for Regions {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn hot_reset_info(&self) -> Result<Option<HotReset>, DeviceError> {
+        Ok(None)
+    }
+
+    fn hot_reset(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn has_low_power(&self) -> bool {
+        false
+    }
+
+    fn enter_low_power(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn leave_low_power(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 }

@@ -1,5 +1,4 @@
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, Register};
@@ -10,7 +9,9 @@ use super::interrupts::FakeInterrupts;
 use super::msix::PENDING_BYTES;
 use crate::ports::HostMemory;
 use crate::sys::{self, Mapping};
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+#[cfg(doc)]
+use crate::vfio::DeviceBackend;
+use crate::vfio::{Affected, HotReset, RegionArea, RegionInfo};
 
 const ROM_REGION: u32 = 6;
 const CONFIG_REGION: u32 = 7;
@@ -33,12 +34,18 @@ pub enum Operation {
     Unmask,
     /// [`DeviceBackend::reset`].
     Reset,
+    /// [`DeviceBackend::hot_reset_info`] and [`DeviceBackend::hot_reset`].
+    HotReset,
+    /// [`DeviceBackend::enter_low_power`] and [`DeviceBackend::leave_low_power`].
+    LowPower,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) config: FakeConfig,
     pub(super) interrupts: FakeInterrupts,
+    /// The host may suspend it.
+    pub(super) low_power: bool,
     refusals: Vec<(Operation, i32)>,
 }
 
@@ -57,19 +64,24 @@ pub(super) struct State {
 ///   by the command register; only one kind of interrupt can be on;
 /// * reset: clears the memory, wakes the device, keeps config space, as the
 ///   kernel restores it. A way from D3hot to D0 does the same, unless the
-///   device keeps its settings.
+///   device keeps its settings, and so does a hot reset, if all that it hits
+///   may be hit;
+/// * low power: the host suspends the device at once, and cuts its power, which
+///   is a reset. Whatever wakes it finds it in D0.
 ///
 /// Every access and request is noted in the journal, and the drop as `close`.
 #[derive(Debug)]
 pub struct FakeDevice {
-    journal: Journal,
-    regions: Vec<Option<RegionInfo>>,
-    memory: Vec<Option<Arc<Mapping>>>,
+    pub(super) journal: Journal,
+    pub(super) regions: Vec<Option<RegionInfo>>,
+    pub(super) memory: Vec<Option<Arc<Mapping>>>,
     memory_bars: Vec<bool>,
     rom: Vec<u8>,
-    vectors: u32,
-    no_resize: bool,
-    can_reset: bool,
+    pub(super) vectors: u32,
+    pub(super) no_resize: bool,
+    pub(super) can_reset: bool,
+    pub(super) has_low_power: bool,
+    pub(super) hot_reset: Option<HotReset>,
     /// Lock order: the device's own, innermost.
     state: Mutex<State>,
 }
@@ -98,9 +110,12 @@ impl FakeDevice {
             vectors: interrupts.msix.vectors,
             no_resize: false,
             can_reset: true,
+            has_low_power: true,
+            hot_reset: None,
             state: Mutex::new(State {
                 interrupts,
                 config,
+                low_power: false,
                 refusals: Vec::new(),
             }),
         };
@@ -189,6 +204,22 @@ impl FakeDevice {
         self
     }
 
+    /// With a bus that can be reset, and what that hits.
+    #[must_use]
+    pub fn with_hot_reset(mut self, affected: &[Affected]) -> Self {
+        self.hot_reset = Some(HotReset {
+            affected: affected.to_vec(),
+        });
+        self
+    }
+
+    /// As a kernel that can't suspend devices in use (before Linux 6.1).
+    #[must_use]
+    pub fn without_low_power(mut self) -> Self {
+        self.has_low_power = false;
+        self
+    }
+
     /// With these bytes in its ROM, whose size is the next power of two.
     #[must_use]
     pub fn with_rom(mut self, bytes: &[u8]) -> Self {
@@ -237,11 +268,16 @@ impl FakeDevice {
         self.state().config.set(offset, data);
     }
 
+    /// Whether the host may suspend it now.
+    pub fn is_in_low_power(&self) -> bool {
+        self.state().low_power
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reset_now(&self, state: &mut State) {
+    pub(super) fn reset_now(&self, state: &mut State) {
         state.config.reset();
         state.follow_command();
         state.interrupts.reset();
@@ -257,7 +293,7 @@ impl FakeDevice {
         (pointer & 7 == region && within < size).then_some(within)
     }
 
-    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
+    pub(super) fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let state = self.access(Operation::Read, region, offset, data.len())?;
         if region == CONFIG_REGION {
             state.config.read(offset as u16, data);
@@ -288,7 +324,7 @@ impl FakeDevice {
         Ok(())
     }
 
-    fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         self.journal
             .note(format!("write {region} {offset:#x} {data:x?}"));
         let mut state = self.access(Operation::Write, region, offset, data.len())?;
@@ -336,7 +372,8 @@ impl FakeDevice {
         Ok(state)
     }
 
-    fn permit(&self, operation: Operation) -> io::Result<MutexGuard<'_, State>> {
+    pub(super) fn permit(&self, operation: Operation) -> io::Result<MutexGuard<'_, State>> {
+        self.journal.step(format_args!("{operation:?}"))?;
         let mut state = self.state();
         let next = state
             .refusals
@@ -352,143 +389,5 @@ impl FakeDevice {
 impl Drop for FakeDevice {
     fn drop(&mut self) {
         self.journal.note("close");
-    }
-}
-
-impl DeviceBackend for FakeDevice {
-    fn region(&self, index: u32) -> Option<&RegionInfo> {
-        self.regions.get(index as usize)?.as_ref()
-    }
-
-    fn region_read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
-        let size = data.len() as u64;
-        self.journal
-            .note(format!("read {index} {offset:#x} {size}"));
-        self.read(index, offset, data)
-            .map_err(|source| DeviceError::Region {
-                action: "read",
-                region: index,
-                offset,
-                size,
-                source,
-            })
-    }
-
-    fn region_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.write(index, offset, data)
-            .map_err(|source| DeviceError::Region {
-                action: "write",
-                region: index,
-                offset,
-                size: data.len() as u64,
-                source,
-            })
-    }
-
-    fn region_map(&self, index: u32, area: RegionArea) -> Result<Arc<dyn HostMemory>, DeviceError> {
-        let RegionArea { offset, size } = area;
-        self.journal
-            .note(format!("mmap {index} {offset:#x} {size:#x}"));
-        let refuse = |source| DeviceError::Region {
-            action: "map",
-            region: index,
-            offset,
-            size,
-            source,
-        };
-        drop(self.permit(Operation::Map).map_err(refuse)?);
-        let invalid = || refuse(io::Error::from_raw_os_error(libc::EINVAL));
-        let memory = self.memory.get(index as usize).and_then(Option::as_ref);
-        let memory = memory.ok_or_else(invalid)?;
-        let part = Mapping::part(memory, offset, size).ok_or_else(invalid)?;
-        Ok(Arc::new(part))
-    }
-
-    fn irq(&self, index: IrqIndex) -> Option<IrqInfo> {
-        let count = match index {
-            IrqIndex::Msix => self.vectors,
-            IrqIndex::Intx => self.state().config.has_pin().into(),
-            IrqIndex::Msi => self.state().interrupts.msi.vectors,
-            IrqIndex::Request => 1,
-            IrqIndex::Error => 0,
-        };
-        let no_resize = match index {
-            IrqIndex::Msix => self.no_resize,
-            _ => true,
-        };
-        (count > 0).then_some(IrqInfo { count, no_resize })
-    }
-
-    fn set_irqs(
-        &self,
-        index: IrqIndex,
-        start: u32,
-        events: &[Option<BorrowedFd<'_>>],
-    ) -> Result<(), DeviceError> {
-        let shape = events.iter().map(|e| if e.is_some() { 'x' } else { '-' });
-        let shape: String = shape.collect();
-        self.journal
-            .note(format!("set_irqs {index:?} {start} {shape}"));
-        let count = events.len() as u32;
-        let result = self
-            .permit(Operation::SetIrqs)
-            .and_then(|mut state| state.set_irqs(index, start, events));
-        match result {
-            Ok(0) => Ok(()),
-            Ok(available) => Err(DeviceError::ShortOfVectors {
-                index,
-                asked: start + count,
-                available,
-            }),
-            Err(source) => Err(DeviceError::Irq {
-                index,
-                start,
-                count,
-                source,
-            }),
-        }
-    }
-
-    fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError> {
-        self.journal.note(format!("disable_irqs {index:?}"));
-        let state = self.permit(Operation::DisableIrqs);
-        let mut state = state.map_err(|source| DeviceError::Irq {
-            index,
-            start: 0,
-            count: 0,
-            source,
-        })?;
-        state.interrupts.turn_off(index);
-        Ok(())
-    }
-
-    fn set_intx_unmask_event(&self, event: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
-        let shape = if event.is_some() { 'x' } else { '-' };
-        self.journal.note(format!("unmask_event {shape}"));
-        self.permit(Operation::Unmask)
-            .and_then(|mut state| state.interrupts.intx.set_unmask(event))
-            .map_err(DeviceError::Unmask)
-    }
-
-    fn unmask_intx(&self) -> Result<(), DeviceError> {
-        self.journal.note("unmask");
-        self.permit(Operation::Unmask)
-            .and_then(|mut state| state.interrupts.intx.unmask())
-            .map_err(DeviceError::Unmask)
-    }
-
-    fn can_reset(&self) -> bool {
-        self.can_reset
-    }
-
-    fn reset(&self) -> Result<(), DeviceError> {
-        self.journal.note("reset");
-        let mut state = self.permit(Operation::Reset).map_err(DeviceError::Reset)?;
-        if !self.can_reset {
-            let source = io::Error::from_raw_os_error(libc::ENOTTY);
-            return Err(DeviceError::Reset(source));
-        }
-        self.reset_now(&mut state);
-        Ok(())
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What was done on the host, line by line, in order. Clones write into the
@@ -11,6 +12,9 @@ struct Inner {
     lines: Vec<String>,
     /// How many lines more until what is to happen meanwhile.
     meanwhile: Option<(usize, Box<dyn FnOnce() + Send>)>,
+    /// How many steps more until the one that fails.
+    failure: Option<usize>,
+    failed: Option<String>,
 }
 
 impl fmt::Debug for Inner {
@@ -43,6 +47,35 @@ impl Journal {
     /// action before.
     pub fn meanwhile(&self, lines: usize, action: impl FnOnce() + Send + 'static) {
         self.lock().meanwhile = Some((lines, Box::new(action)));
+    }
+
+    /// Has one step fail, after so many more that work: of the device, the
+    /// router, the mapper and the space, whichever write into this journal. A
+    /// step is what can fail on a real host too.
+    pub fn fail_after(&self, steps: usize) {
+        let mut inner = self.lock();
+        (inner.failure, inner.failed) = (Some(steps), None);
+    }
+
+    /// Which step it was that failed, if its time has come.
+    pub fn failed(&self) -> Option<String> {
+        self.lock().failed.clone()
+    }
+
+    /// A step of which `what` tells: it fails when its time has come.
+    pub(super) fn step(&self, what: fmt::Arguments<'_>) -> io::Result<()> {
+        let mut inner = self.lock();
+        match inner.failure {
+            Some(0) => {
+                (inner.failure, inner.failed) = (None, Some(what.to_string()));
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+            Some(steps) => {
+                inner.failure = Some(steps - 1);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes all lines out, and forgets what was to happen meanwhile.

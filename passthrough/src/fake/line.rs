@@ -74,6 +74,7 @@ impl FakeLines {
         if state.has_no_lines {
             return Ok(None);
         }
+        journal.step(format_args!("new line"))?;
         journal.note(format!("line {pin:?} new"));
         let resample = (!state.is_deaf).then(sys::event).transpose()?;
         Ok(Some(Box::new(FakeLine {
@@ -104,6 +105,7 @@ impl InterruptLine for FakeLine {
 
     fn connect(&mut self) -> Result<(), PortError> {
         self.journal.note("line connect");
+        self.journal.step(format_args!("line connect"))?;
         let mut state = self.lines.lock();
         if let Some(left) = state.refuse_connects.checked_sub(1) {
             state.refuse_connects = left;
@@ -116,6 +118,7 @@ impl InterruptLine for FakeLine {
 
     fn disconnect(&mut self) -> Result<(), PortError> {
         self.journal.note("line disconnect");
+        self.journal.step(format_args!("line disconnect"))?;
         let mut state = self.lines.lock();
         state.connected = None;
         state.asserted = false;

@@ -3,6 +3,7 @@
 //!
 //! For tests, of this crate and of monitors that embed it (feature `fake`).
 
+mod backend;
 mod config;
 mod device;
 mod interrupts;

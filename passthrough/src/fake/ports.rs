@@ -136,6 +136,7 @@ impl InterruptRouter for FakeRouter {
         if let Some(left) = &mut *lock(&self.routes_left) {
             *left = left.checked_sub(1).ok_or("no routes left")?;
         }
+        self.journal.step(format_args!("new route"))?;
         let mut made = lock(&self.made);
         let number = *made;
         *made += 1;
@@ -185,6 +186,7 @@ impl FakeRoute {
         let (number, data) = (self.number, message.data);
         self.journal
             .note(format!("route {number} connect {data:#x}"));
+        self.journal.step(format_args!("route connect"))?;
         let left = |left: u64| left.checked_sub(1);
         let refuse = &self.refuse_connects;
         if refuse
@@ -212,6 +214,7 @@ impl InterruptRoute for FakeRoute {
     fn disconnect(&mut self) -> Result<(), PortError> {
         self.journal
             .note(format!("route {} disconnect", self.number));
+        self.journal.step(format_args!("route disconnect"))?;
         lock(&self.connected).set(self.number, None);
         Ok(())
     }
@@ -262,6 +265,7 @@ impl MemoryMapper for FakeMapper {
         memory: Arc<dyn HostMemory>,
     ) -> Result<Box<dyn MemoryMapping>, PortError> {
         let size = memory.size();
+        self.journal.step(format_args!("guest map"))?;
         self.journal
             .note(format!("guest map {address:#x} {size:#x}"));
         if *lock(&self.refuse) {
@@ -355,15 +359,17 @@ impl AddressSpace for FakeSpace {
     fn map(&self, iova: u64, memory: Arc<dyn HostMemory>) -> Result<(), MapError> {
         let size = memory.size() as u64;
         self.journal.note(format!("dma map {iova:#x} {size:#x}"));
-        if let Some(errno) = *lock(&self.errno) {
-            return Err(MapError {
-                action: "map",
-                iova,
-                size,
-                reason: "told to refuse".to_owned(),
-                source: io::Error::from_raw_os_error(errno),
-            });
-        }
+        let told = match *lock(&self.errno) {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => self.journal.step(format_args!("dma map")),
+        };
+        told.map_err(|source| MapError {
+            action: "map",
+            iova,
+            size,
+            reason: "told to refuse".to_owned(),
+            source,
+        })?;
         lock(&self.maps).insert(iova, memory);
         Ok(())
     }
@@ -377,7 +383,8 @@ impl AddressSpace for FakeSpace {
             reason: reason.to_owned(),
             source: io::Error::from_raw_os_error(errno),
         };
-        if *lock(&self.refuse_unmap) {
+        let fails = self.journal.step(format_args!("dma unmap")).is_err();
+        if fails || *lock(&self.refuse_unmap) {
             return Err(refused("told to refuse", libc::EIO));
         }
         match lock(&self.maps).remove(&iova) {

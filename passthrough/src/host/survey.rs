@@ -125,6 +125,14 @@ impl Survey {
         self.addresses(|function| !function.is_bridge() && function.parents.contains(&bridge))
     }
 
+    /// The endpoints that a reset of `function`'s bus hits besides it; nothing
+    /// when it is on a root bus, which can't be reset.
+    pub fn reset_along(&self, function: &Function) -> Option<Vec<PciAddress>> {
+        let mut hit = self.endpoints_behind(*function.parents.first()?);
+        hit.retain(|other| *other != function.address);
+        Some(hit)
+    }
+
     fn addresses(&self, wanted: impl Fn(&Function) -> bool) -> Vec<PciAddress> {
         let functions = self.functions.values();
         functions

@@ -32,6 +32,8 @@ pub struct Inspection {
     pub regions: Vec<Region>,
     /// The kinds of interrupt that it has.
     pub interrupts: Vec<Interrupt>,
+    /// How it can be reset.
+    pub resets: Resets,
     /// The capabilities, standard ones first, each list in the order of its
     /// links.
     pub capabilities: Vec<Capability>,
@@ -51,6 +53,19 @@ pub enum Source {
     Vfio,
     /// sysfs: the bare hardware.
     Sysfs,
+}
+
+/// How a device can be reset.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resets {
+    /// It can be reset by itself.
+    pub function: bool,
+    /// The kernel's ways to do that, in the order tried, where sysfs tells.
+    pub methods: Vec<String>,
+    /// Which other devices a reset of its bus (a hot reset) hits. Nothing when
+    /// that can't be reset: it is a root bus, or VFIO says so. Sysfs does not
+    /// say that of other buses.
+    pub bus: Option<Vec<PciAddress>>,
 }
 
 /// What a device is (PCIe 6.0 §7.5.1.1).

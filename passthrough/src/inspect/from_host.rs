@@ -2,7 +2,7 @@ use devices::pci::{
     BarIndex, BarInfo, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, PciAddress, capabilities,
 };
 
-use super::data::{Inspection, RegionKind, Source};
+use super::data::{Inspection, RegionKind, Resets, Source};
 use super::make::{Facts, InspectError, RegionFacts, inspection, snapshot};
 use crate::assigned::Placement;
 use crate::config::ConfigError;
@@ -68,7 +68,11 @@ impl Inspection {
             placement,
             bars: bars(function),
             regions,
-            can_reset: function.reset.possible,
+            resets: Resets {
+                function: function.reset.possible,
+                methods: function.reset.methods.clone(),
+                bus: survey.reset_along(function),
+            },
             vectors: vectors(&config),
             snapshot: config,
             physical,

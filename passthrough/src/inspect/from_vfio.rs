@@ -1,10 +1,10 @@
 use devices::pci::{BarIndex, BarInfo, BarKind, PciAddress};
 
-use super::data::{Inspection, RegionKind, Source};
+use super::data::{Inspection, RegionKind, Resets, Source};
 use super::make::{Facts, InspectError, RegionFacts, inspection, snapshot};
 use crate::assigned::Placement;
 use crate::config;
-use crate::vfio::{DeviceBackend, IrqIndex};
+use crate::vfio::{DeviceBackend, HotReset, IrqIndex};
 
 const ROM: u32 = 6;
 const CONFIG: u32 = 7;
@@ -72,6 +72,12 @@ impl Inspection {
                 asked: true,
             })
         };
+        // It can't be taken either when the kernel does not tell.
+        let hot_reset = backend.hot_reset_info().ok().flatten();
+        let others = |reset: HotReset| {
+            let affected = reset.affected.into_iter().map(|hit| hit.device);
+            affected.filter(|hit| *hit != device).collect()
+        };
         let count = |index| backend.irq(index).map_or(0, |irq| irq.count);
         Ok(inspection(Facts {
             device,
@@ -81,7 +87,11 @@ impl Inspection {
             physical,
             bars: bars.map(|bars| bars.into_iter().chain(rom).collect()),
             regions: (0..=CONFIG).filter_map(region).collect(),
-            can_reset: backend.can_reset(),
+            resets: Resets {
+                function: backend.can_reset(),
+                methods: Vec::new(),
+                bus: hot_reset.map(others),
+            },
             vectors: IRQS.map(count),
         }))
     }

@@ -1,8 +1,8 @@
 use super::*;
 use crate::assigned::Placement;
-use crate::fake::{FakeDevice, Journal};
+use crate::fake::{FakeDevice, Journal, Operation};
 use crate::host::fake::FakeHost;
-use crate::vfio::DeviceBackend;
+use crate::vfio::{Affected, DeviceBackend, Holder};
 use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, Register as Bits};
 
 const DEVICE: &str = "0000:01:00.0";
@@ -282,4 +282,47 @@ fn an_inspection_is_plain_data() {
         serde_json::from_str::<Inspection>(&text).unwrap(),
         inspection
     );
+}
+
+#[test]
+fn how_it_can_be_reset() {
+    let neighbour = "0000:01:00.1";
+    let device = FakeDevice::nvme(&Journal::default()).unwrap();
+    let hit = |device: &str| Affected {
+        device: device.parse().unwrap(),
+        holder: Holder::Other,
+    };
+    let device = device.without_reset();
+    let of = |device: &FakeDevice| {
+        let inspection = Inspection::of_backend(DEVICE.parse().unwrap(), device, None);
+        inspection.unwrap().resets
+    };
+    assert_eq!(of(&device), Resets::default());
+    let device = device.with_hot_reset(&[hit(DEVICE), hit(neighbour)]);
+    let shared = Resets {
+        bus: Some(vec![neighbour.parse().unwrap()]),
+        ..Resets::default()
+    };
+    assert_eq!(of(&device), shared);
+    device.refuse(Operation::HotReset, libc::EPERM);
+    assert_eq!(of(&device), Resets::default(), "the kernel does not tell");
+
+    // On the root bus, and behind a port with a neighbour.
+    let host = host(&config());
+    let methods = vec!["flr".to_owned(), "bus".to_owned()];
+    let alone = Resets {
+        function: true,
+        methods,
+        bus: None,
+    };
+    assert_eq!(of_host(&host).resets, alone);
+    let host = FakeHost::new();
+    let port = "0000:00:1c.0";
+    let place = format!("{port}/{DEVICE}");
+    host.bridge(port, Some(1), "pcieport")
+        .conventional(&place, Some(2), "vfio-pci")
+        .bytes(&place, "config", &config())
+        .attribute(&place, "resource", RESOURCES)
+        .endpoint(&format!("{port}/{neighbour}"), Some(2), "");
+    assert_eq!(of_host(&host).resets, shared);
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::data::{
     Access as PartAccess, Bytes, Capability, Handling, Identity, Inspection, Interrupt, Region,
-    RegionKind, Register, Source,
+    RegionKind, Register, Resets, Source,
 };
 use super::{compare, decode, parts};
 use crate::assigned::Placement;
@@ -66,7 +66,7 @@ pub(super) struct Facts {
     /// BARs and ROM, or why there can't be any.
     pub(super) bars: Result<Vec<BarInfo>, ConfigError>,
     pub(super) regions: Vec<RegionFacts>,
-    pub(super) can_reset: bool,
+    pub(super) resets: Resets,
     /// How many vectors of `INTx`, MSI, MSI-X, error and request.
     pub(super) vectors: [u32; 5],
 }
@@ -105,7 +105,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
             snapshot,
             bars,
             placement,
-            can_reset: facts.can_reset,
+            can_reset: facts.resets.function,
             deliverable,
         })
         .map_err(|error| error.to_string()),
@@ -120,6 +120,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
         refusal: None,
         regions: Vec::new(),
         interrupts: Vec::new(),
+        resets: facts.resets.clone(),
         capabilities: Vec::new(),
         registers: Vec::new(),
         differences: Vec::new(),

@@ -14,7 +14,7 @@ mod parts;
 
 pub use data::{
     Access, Area, Bytes, Capability, Detail, Difference, Handling, Identity, Inspection, Interrupt,
-    Region, RegionKind, RegionPart, Register, Source,
+    Region, RegionKind, RegionPart, Register, Resets, Source,
 };
 pub use make::InspectError;
 

@@ -6,7 +6,9 @@ use devices::pci::BarIndex;
 use serde::Serialize;
 
 use crate::ports::HostMemory;
-use crate::vfio::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+use crate::vfio::{
+    DeviceBackend, DeviceError, HotReset, IrqIndex, IrqInfo, RegionArea, RegionInfo,
+};
 
 /// What a device's interrupts have cost since it was assigned, and what went
 /// wrong.
@@ -195,6 +197,26 @@ impl DeviceBackend for CountedBackend {
 
     fn reset(&self) -> Result<(), DeviceError> {
         self.backend.reset()
+    }
+
+    fn hot_reset_info(&self) -> Result<Option<HotReset>, DeviceError> {
+        self.backend.hot_reset_info()
+    }
+
+    fn hot_reset(&self) -> Result<(), DeviceError> {
+        self.backend.hot_reset()
+    }
+
+    fn has_low_power(&self) -> bool {
+        self.backend.has_low_power()
+    }
+
+    fn enter_low_power(&self) -> Result<(), DeviceError> {
+        self.backend.enter_low_power()
+    }
+
+    fn leave_low_power(&self) -> Result<(), DeviceError> {
+        self.backend.leave_low_power()
     }
 }
 

@@ -81,9 +81,18 @@ fn two_functions_behind_a_bridge_to_conventional_pci() {
         // Conventional PCI has no reset of its own either.
         assert!(
             reason(&plan, Check::Reset)
-                .ends_with("a reset of its bus at 0000:01:00.0 would hit 0000:02:02.0 too"),
+                .contains("a reset of its bus at 0000:01:00.0 would hit 0000:02:02.0 too"),
             "{plan}"
         );
+        let bound = second == "vfio-pci";
+        let with_it = "which happens when the guest resets it, and after its use";
+        assert_eq!(
+            reason(&plan, Check::Reset).ends_with(with_it),
+            bound,
+            "{plan}"
+        );
+        let advice = "bind 0000:02:02.0 to vfio-pci as well";
+        assert_eq!(plan.to_string().contains(advice), !bound, "{plan}");
     }
 }
 
@@ -259,7 +268,11 @@ fn resets_and_what_they_hit() {
     host.endpoint("0000:00:1c.0/0000:01:00.1", Some(13), "vfio-pci");
     assert_eq!(
         check(&host),
-        format!("{cannot}; a reset of its bus at 0000:00:1c.0 would hit 0000:01:00.1 too")
+        format!(
+            "{cannot}; a reset of its bus at 0000:00:1c.0 would hit 0000:01:00.1 too, which \
+             happens when none of them is in use"
+        ),
+        "its neighbour is in a group of its own"
     );
     host.conventional("0000:00:05.0", Some(14), "vfio-pci");
     let plan = host.plan(&["00:05.0"]);

@@ -3,15 +3,13 @@ use std::mem::size_of;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_TYPE,
-    vfio_device_feature, vfio_device_feature_dma_buf, vfio_region_dma_range,
+    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, vfio_device_feature,
+    vfio_device_feature_dma_buf, vfio_region_dma_range,
 };
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
-use vmm_sys_util::ioctl_io_nr;
 
 use super::answer;
-
-ioctl_io_nr!(VFIO_DEVICE_FEATURE, VFIO_TYPE as u32, VFIO_BASE + 17);
+use super::feature::VFIO_DEVICE_FEATURE;
 
 /// The request with its one range, as it lies in memory: the headers of
 /// linux/vfio.h have flexible arrays where the next one begins.

@@ -11,7 +11,9 @@ mod container;
 mod device;
 mod device_memory;
 mod dma_buf;
+mod feature;
 mod group;
+mod hot_reset;
 mod iommufd;
 mod irq;
 mod kvm;
@@ -26,7 +28,9 @@ pub(crate) use container::{
 pub(crate) use device::{KernelRegion, device_info, read_at, region_info, reset, write_at};
 pub(crate) use device_memory::DeviceMemory;
 pub(crate) use dma_buf::export_dma_buf;
+pub(crate) use feature::{Feature, has_feature, set_feature};
 pub(crate) use group::{group_is_viable, join_container, leave_container, open_group_device};
+pub(crate) use hot_reset::{OwnedGroup, Ownership, hot_reset, hot_reset_info};
 pub(crate) use iommufd::{
     alloc_ioas, destroy_ioas, ioas_limits, ioas_map, ioas_map_file, ioas_unmap, ioas_unmap_all,
     is_iommufd,

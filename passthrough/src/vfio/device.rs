@@ -3,8 +3,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use devices::pci::PciAddress;
 use thiserror::Error;
 
+use super::HotReset;
 use crate::ports::HostMemory;
 
 /// A byte range inside a region.
@@ -102,6 +104,31 @@ pub enum DeviceError {
     /// The reset failed, or the device has none.
     #[error("cannot reset the device")]
     Reset(#[source] io::Error),
+    /// The hot reset failed, or what it would hit could not be asked for.
+    #[error("cannot reset the device's bus")]
+    HotReset(#[source] io::Error),
+    /// The device has no reset of its own, and a hot reset would disturb
+    /// others.
+    #[error("it can't be reset by itself, and a reset of its bus would disturb {}", names(.others))]
+    SharedReset {
+        /// Whom.
+        others: Vec<PciAddress>,
+    },
+    /// The host could not be told that it may suspend the device, or may no
+    /// longer.
+    #[error("cannot have the device {action} low power")]
+    LowPower {
+        /// `enter` or `leave`.
+        action: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn names(devices: &[PciAddress]) -> String {
+    let names: Vec<_> = devices.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 /// One device, as the kernel's VFIO or a fake offers it. Thread-safe.
@@ -173,9 +200,44 @@ pub trait DeviceBackend: Send + Sync + Debug {
     /// Whether [`Self::reset`] can work (`VFIO_DEVICE_FLAGS_RESET`).
     fn can_reset(&self) -> bool;
 
-    /// Resets the function.
+    /// Resets the function. What the kernel then restores is config space.
     ///
     /// # Errors
     /// [`DeviceError::Reset`].
     fn reset(&self) -> Result<(), DeviceError>;
+
+    /// What [`Self::hot_reset`] would hit at this moment; nothing when the
+    /// device's bus can't be reset.
+    ///
+    /// # Errors
+    /// [`DeviceError::HotReset`].
+    fn hot_reset_info(&self) -> Result<Option<HotReset>, DeviceError>;
+
+    /// Resets all on the device's bus, or in its slot, that
+    /// [`Self::hot_reset_info`] tells. Each must be owned by who asks, and
+    /// bound to a VFIO driver. The kernel restores config space of each.
+    ///
+    /// # Errors
+    /// [`DeviceError::HotReset`].
+    fn hot_reset(&self) -> Result<(), DeviceError>;
+
+    /// Whether the other two can work (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`,
+    /// Linux 6.1 and later).
+    fn has_low_power(&self) -> bool;
+
+    /// Lets the host suspend the device, down to D3cold, where only config
+    /// space comes back as it was. An access to config space or a region, and
+    /// a request, wakes it for as long as it takes. Mapped memory can't be
+    /// reached until [`Self::leave_low_power`].
+    ///
+    /// # Errors
+    /// [`DeviceError::LowPower`], also when it was allowed already.
+    fn enter_low_power(&self) -> Result<(), DeviceError>;
+
+    /// Has the host keep the device awake. It is in D0 then if it was
+    /// suspended meanwhile. Does nothing when it may not be suspended.
+    ///
+    /// # Errors
+    /// [`DeviceError::LowPower`].
+    fn leave_low_power(&self) -> Result<(), DeviceError>;
 }

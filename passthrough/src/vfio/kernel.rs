@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+use super::{DeviceBackend, DeviceError, HotReset, IrqIndex, IrqInfo, RegionArea, RegionInfo};
 use crate::attach::AttachedDevice;
 use crate::ports::HostMemory;
-use crate::sys::{self, DeviceMemory, KernelRegion, Mapping, Placement};
+use crate::sys::{self, DeviceMemory, Feature, KernelRegion, Mapping, Placement};
 
 /// More regions than any device has: nine of PCI and a few of its driver.
 const MAX_REGIONS: u32 = 64;
@@ -35,6 +35,7 @@ pub(crate) struct KernelDevice {
     /// Which kinds are on: the kernel refuses to turn off what is off.
     irqs_on: [AtomicBool; IRQ_KINDS.len()],
     can_reset: bool,
+    has_low_power: bool,
 }
 
 impl KernelDevice {
@@ -52,12 +53,15 @@ impl KernelDevice {
         for (irq, index) in irqs.iter_mut().zip(0..info.irqs) {
             *irq = sys::irq_info(fd, index)?;
         }
+        let has_low_power = sys::has_feature(fd, Feature::LowPowerEntry)
+            && sys::has_feature(fd, Feature::LowPowerExit);
         Ok(Self {
             device,
             regions,
             irqs,
             irqs_on: Default::default(),
             can_reset: info.can_reset,
+            has_low_power,
         })
     }
 
@@ -212,18 +216,58 @@ impl DeviceBackend for KernelDevice {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        // Another program may look at the device at this very moment, through
-        // sysfs for example; it is done soon.
-        for _ in 0..RESET_RETRIES {
-            match sys::reset(self.device.as_fd()) {
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
-                    thread::sleep(RESET_PAUSE);
-                }
-                other => return other.map_err(DeviceError::Reset),
-            }
-        }
-        sys::reset(self.device.as_fd()).map_err(DeviceError::Reset)
+        patiently(|| sys::reset(self.device.as_fd())).map_err(DeviceError::Reset)
     }
+
+    fn hot_reset_info(&self) -> Result<Option<HotReset>, DeviceError> {
+        let device = self.device.as_fd();
+        self.device
+            .with_ownership(|ownership| sys::hot_reset_info(device, ownership))
+            .map_err(DeviceError::HotReset)
+    }
+
+    fn hot_reset(&self) -> Result<(), DeviceError> {
+        let device = self.device.as_fd();
+        let reset = || {
+            self.device
+                .with_ownership(|ownership| sys::hot_reset(device, ownership))
+        };
+        patiently(reset).map_err(DeviceError::HotReset)
+    }
+
+    fn has_low_power(&self) -> bool {
+        self.has_low_power
+    }
+
+    fn enter_low_power(&self) -> Result<(), DeviceError> {
+        let result = sys::set_feature(self.device.as_fd(), Feature::LowPowerEntry);
+        result.map_err(|source| DeviceError::LowPower {
+            action: "enter",
+            source,
+        })
+    }
+
+    fn leave_low_power(&self) -> Result<(), DeviceError> {
+        let result = sys::set_feature(self.device.as_fd(), Feature::LowPowerExit);
+        result.map_err(|source| DeviceError::LowPower {
+            action: "leave",
+            source,
+        })
+    }
+}
+
+/// Carries out a reset. Another program may look at the device at this very
+/// moment, through sysfs for example; it is done soon.
+fn patiently(reset: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..RESET_RETRIES {
+        match reset() {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
+                thread::sleep(RESET_PAUSE);
+            }
+            other => return other,
+        }
+    }
+    reset()
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 use std::fmt::Write;
 
-use devices::pci::BarIndex;
+use devices::pci::{BarIndex, PciAddress};
 use passthrough::Placement;
 use passthrough::inspect::{
     Access, Area, Bytes, Capability, Difference, Identity, Inspection, Region, RegionKind,
-    RegionPart, Source,
+    RegionPart, Resets, Source,
 };
 
 use super::{Names, Style, Tone, class_name};
@@ -69,6 +69,7 @@ fn head(inspection: &Inspection, names: &Names, style: Style) -> String {
             ""
         }
     );
+    text += &format!("\nresets: {}", resets(&inspection.resets));
     text += "\nhost's view: ";
     text += match inspection.source {
         Source::Vfio => "as VFIO shows it, which keeps some of the hardware to itself",
@@ -90,6 +91,22 @@ fn head(inspection: &Inspection, names: &Names, style: Style) -> String {
         (None, None) => style.paint(Tone::Bad, "none"),
     };
     text
+}
+
+fn resets(resets: &Resets) -> String {
+    let along = |hit: &[PciAddress]| {
+        let names: Vec<_> = hit.iter().map(ToString::to_string).collect();
+        names.join(", ")
+    };
+    match (resets.function, resets.methods.as_slice(), &resets.bus) {
+        (true, [], _) => "by itself".to_owned(),
+        (true, methods, _) => format!("by itself ({})", methods.join(", ")),
+        (false, _, None) => "none".to_owned(),
+        (false, _, Some(hit)) if hit.is_empty() => "only by a hot reset of its bus".to_owned(),
+        (false, _, Some(hit)) => {
+            format!("only by a hot reset of its bus, along with {}", along(hit))
+        }
+    }
 }
 
 fn regions(inspection: &Inspection, style: Style) -> String {

@@ -13,6 +13,7 @@ fn everything_has_its_place() {
         "0000:01:00.0 1b36:0010 NVMe controller
 Red Hat, Inc. QEMU NVM Express Controller
 subsystem 1af4:1100, revision 02, header type 0
+resets: by itself (flr, bus)
 host's view: the hardware's, from sysfs
 guest's view: behind a root port, before its first write
 
@@ -56,6 +57,33 @@ fn colour_changes_no_word() {
         plain = plain.replace(code, "");
     }
     assert_eq!(plain, write(&sample::nvme(), &names(), Style::PLAIN));
+}
+
+#[test]
+fn ways_to_reset_it() {
+    let one = || vec!["0000:01:00.1".parse().unwrap()];
+    for (function, bus, expected) in [
+        (true, Some(one()), "by itself"),
+        (false, None, "none"),
+        (false, Some(Vec::new()), "only by a hot reset of its bus"),
+        (
+            false,
+            Some(one()),
+            "only by a hot reset of its bus, along with 0000:01:00.1",
+        ),
+    ] {
+        let mut inspection = sample::nvme();
+        inspection.resets = Resets {
+            function,
+            methods: Vec::new(),
+            bus,
+        };
+        let text = write(&inspection, &names(), Style::PLAIN);
+        assert!(
+            text.contains(&format!("\nresets: {expected}\nhost's")),
+            "{text}"
+        );
+    }
 }
 
 #[test]

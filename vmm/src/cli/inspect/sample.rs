@@ -3,7 +3,7 @@
 use passthrough::Placement;
 use passthrough::inspect::{
     Access, Area, Bytes, Capability, Detail, Difference, Identity, Inspection, Interrupt, Region,
-    RegionKind, RegionPart, Source,
+    RegionKind, RegionPart, Resets, Source,
 };
 
 pub(super) fn nvme() -> Inspection {
@@ -37,6 +37,11 @@ pub(super) fn nvme() -> Inspection {
         physical: Bytes(vec![0; 4096]),
         guest: Some(Bytes(vec![0; 4096])),
         refusal: None,
+        resets: Resets {
+            function: true,
+            methods: vec!["flr".to_owned(), "bus".to_owned()],
+            bus: Some(Vec::new()),
+        },
         regions: vec![
             Region {
                 parts: vec![
