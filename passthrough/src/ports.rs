@@ -5,6 +5,23 @@
 //! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each; a function's interrupt line |
 //! | [`MemoryMapper`] | host memory put straight into the guest's address space |
 //! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
+//!
+//! The crate calls a port on the thread of the call that needs it: a vCPU's, for
+//! what follows from a guest's access. The caller holds the lock of the function
+//! then, so a port must not call back into it, and should not wait for a guest. A
+//! port that fails is told of the same thing again when the guest tries again;
+//! what it answers with is shown in the log, and never ends anything by itself.
+//!
+//! Two more duties are the monitor's, and can't be checked here:
+//!
+//! * RAM is mapped into the address space before [`settle`] lets a device reach
+//!   memory (`Reach::bus_master`), and stays there, at the guest's addresses, as
+//!   long as it may. What gives pages back to the host behind the IOMMU's back, a
+//!   balloon for example, is off meanwhile: the device would go on writing to pages
+//!   that are somebody else's.
+//! * No map stands where something else answers; see [`MemoryMapper::map`].
+//!
+//! [`settle`]: devices::pci::PciFunction::settle
 
 use std::any::Any;
 use std::error::Error;

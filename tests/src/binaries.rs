@@ -21,6 +21,10 @@ pub const GUEST_PCI: &str = "guest-pci";
 /// airlock's name, as a cargo target and in the nested host.
 pub const AIRLOCK: &str = "airlock";
 
+/// The examples of the crate `passthrough`, as cargo targets and in the nested
+/// host.
+pub const EXAMPLES: [&str; 2] = ["embed", "nvme_identify"];
+
 /// The variable that names an airlock binary to test instead of this
 /// workspace's.
 pub const AIRLOCK_VARIABLE: &str = "AIRLOCK_BIN";
@@ -49,11 +53,12 @@ pub fn build(cache: &Cache) -> Result<BTreeMap<String, PathBuf>, BinariesError> 
     if given.is_none() {
         wanted.push(AIRLOCK);
     }
+    wanted.extend(EXAMPLES);
     let mut built = cargo(cache, &wanted)?;
     if let Some(path) = given {
         built.insert(AIRLOCK.to_owned(), path);
     }
-    for name in [AGENT, AIRLOCK] {
+    for name in [AGENT, AIRLOCK].into_iter().chain(EXAMPLES) {
         if !built.contains_key(name) {
             return Err(BinariesError::Missing(name.to_owned()));
         }
@@ -82,8 +87,12 @@ pub fn build_static(cache: &Cache, name: &str) -> Result<PathBuf, BinariesError>
 fn cargo(cache: &Cache, wanted: &[&str]) -> Result<BTreeMap<String, PathBuf>, BinariesError> {
     let mut arguments = vec!["build"];
     for name in wanted {
-        let package = if *name == AGENT { "tests" } else { "vmm" };
-        arguments.extend(["--package", package, "--bin", name]);
+        let (package, kind) = match *name {
+            AGENT => ("tests", "--bin"),
+            AIRLOCK => ("vmm", "--bin"),
+            _ => ("passthrough", "--example"),
+        };
+        arguments.extend(["--package", package, kind, name]);
     }
     run_cargo(cache, wanted, &arguments, &[])
 }

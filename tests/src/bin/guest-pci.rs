@@ -9,8 +9,10 @@ use lab::guest::{self, Function, GuestError};
 const USAGE: &str = "one of
   guest-pci doors FUNCTION
   guest-pci ends FUNCTION BAR
+  guest-pci peer EDU FUNCTION BAR
   guest-pci ports FUNCTION MEMORY-BAR PORT-BAR REGISTER
   guest-pci sleep FUNCTION REGISTER
+  guest-pci stray EDU ADDRESS
   guest-pci swap FUNCTION FUNCTION BAR
   guest-pci wander FUNCTION REGISTER";
 
@@ -32,6 +34,8 @@ fn run(words: &[&str]) -> Result<(), GuestError> {
     match words {
         ["doors", function] => guest::doors(&find(function)?),
         ["ends", function, bar] => guest::ends(&find(function)?, number(bar)?),
+        ["peer", edu, target, bar] => guest::peer(&find(edu)?, &find(target)?, number(bar)?),
+        ["stray", edu, address] => guest::stray(&find(edu)?, number(address)?),
         ["ports", function, memory, ports, register] => {
             let function = find(function)?;
             guest::ports(

@@ -5,6 +5,7 @@
 //! It reads and writes as a driver in user space would: config space and ports
 //! through sysfs, memory through `/dev/mem`.
 
+mod dma;
 mod doors;
 mod ends;
 mod function;
@@ -13,6 +14,7 @@ mod ports;
 mod shuffle;
 mod sleep;
 
+pub use dma::{peer, stray};
 pub use doors::doors;
 pub use ends::ends;
 pub use function::{Bar, Function};

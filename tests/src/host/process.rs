@@ -41,6 +41,11 @@ impl Step {
         self
     }
 
+    /// The program and its arguments.
+    pub fn words(&self) -> &[String] {
+        &self.argv
+    }
+
     /// The command, for messages.
     pub fn title(&self) -> String {
         self.argv.join(" ")

@@ -2,6 +2,7 @@
 //! guest writes to that.
 
 mod config;
+mod dma;
 mod guest;
 mod large;
 mod moves;
