@@ -5,12 +5,15 @@ use lab::kernel::KernelVersion;
 use lab::machine::{Device, Disk, Machine};
 use lab::scenario;
 
-/// Half of a machine's memory of 3 GiB.
-const NODE: &str = "memory-backend-ram,size=1536M,id";
+/// Half of the machine's memory.
+const NODE: &str = "memory-backend-ram,size=2560M,id";
 
+/// Of 5 GiB, the firmware has some just below 2 GiB and the kernel some at the
+/// top: one page of 1 GiB is free between.
 fn machine(name: &str, version: KernelVersion) -> Machine {
     Machine::new(name)
         .kernel(version)
+        .memory_mib(5120)
         .device(Device::nvme("disk", Disk::pattern(1 << 20)))
         .qemu_args(["-object".to_owned(), format!("{NODE}=near")])
         .qemu_args(["-object".to_owned(), format!("{NODE}=far")])
