@@ -102,7 +102,8 @@ pub struct Reset {
     /// The kernel has a way.
     pub possible: bool,
     /// The ways, in the order tried: `device_specific`, `acpi`, `flr`,
-    /// `af_flr`, `pm`, `bus`, `cxl_bus`. Kernels before 5.15 do not tell.
+    /// `af_flr`, `pm`, `bus`, `cxl_bus`. Kernels before 5.15 do not tell. See
+    /// [`Survey::reset_of`](super::Survey::reset_of) for those of the bus.
     pub methods: Vec<String>,
 }
 
@@ -286,9 +287,15 @@ fn driver_override(
 
 impl Reset {
     fn read(reader: &mut Reader<'_>) -> Self {
-        let methods = reader.text("reset_method").unwrap_or_default();
+        let methods = reader.text("reset_method");
+        let possible = match &methods {
+            // Its owner may have forbidden each: `reset` stays then.
+            Some(methods) => !methods.is_empty(),
+            None => reader.has("reset"),
+        };
+        let methods = methods.unwrap_or_default();
         Self {
-            possible: reader.has("reset") || !methods.is_empty(),
+            possible,
             methods: methods.split_whitespace().map(str::to_owned).collect(),
         }
     }

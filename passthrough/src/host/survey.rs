@@ -15,7 +15,7 @@ use super::huge_pages::HugePagePool;
 use super::iommu::Iommu;
 use super::kernel::Kernel;
 use super::node::Node;
-use super::pci::{DEVICES, Function, TakenGroups};
+use super::pci::{DEVICES, Function, Reset, TakenGroups};
 use super::process::Process;
 use super::sysfs::Host;
 use super::uses::{self, HostUse};
@@ -123,6 +123,22 @@ impl Survey {
     /// The endpoints somewhere behind `bridge`.
     pub fn endpoints_behind(&self, bridge: PciAddress) -> Vec<PciAddress> {
         self.addresses(|function| !function.is_bridge() && function.parents.contains(&bridge))
+    }
+
+    /// How `function` can be reset without its neighbours. The kernel makes its
+    /// list of ways when it finds the function, and leaves a reset of the bus
+    /// on it when it finds a neighbour afterwards, though it refuses that from
+    /// then on (drivers/pci/pci.c, `pci_parent_bus_reset`).
+    pub fn reset_of(&self, function: &Function) -> Reset {
+        let mut reset = function.reset.clone();
+        let mut others = self.functions.values();
+        let bus = |function: &Function| (function.address.segment(), function.address.bus());
+        if others.any(|other| other.address != function.address && bus(other) == bus(function)) {
+            let ways = reset.methods.len();
+            reset.methods.retain(|way| !way.ends_with("bus"));
+            reset.possible &= ways == 0 || !reset.methods.is_empty();
+        }
+        reset
     }
 
     /// The endpoints that a reset of `function`'s bus hits besides it; nothing

@@ -53,6 +53,7 @@ impl Inspection {
             config.set(0x00, &ids.vendor.to_le_bytes());
             config.set(0x02, &ids.device.to_le_bytes());
         }
+        let reset = survey.reset_of(function);
         let mut regions: Vec<_> = function.resources.iter().map(region).collect();
         regions.push(RegionFacts {
             index: CONFIG,
@@ -69,8 +70,8 @@ impl Inspection {
             bars: bars(function),
             regions,
             resets: Resets {
-                function: function.reset.possible,
-                methods: function.reset.methods.clone(),
+                function: reset.possible,
+                methods: reset.methods,
                 bus: survey.reset_along(function),
             },
             vectors: vectors(&config),

@@ -10,7 +10,7 @@ use crate::viability::{Remedy, is_vfio_driver};
 pub(super) fn check(survey: &Survey, request: &Request, function: &Function) -> Item {
     let device = function.address;
     let subject = Subject::Device(device);
-    let reset = &function.reset;
+    let reset = survey.reset_of(function);
     if reset.possible {
         let how = match reset.methods.as_slice() {
             [] => "the kernel does not say how".to_owned(),

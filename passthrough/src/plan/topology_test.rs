@@ -251,6 +251,18 @@ fn resets_and_what_they_hit() {
         check(&host),
         "0000:01:00.0 can be reset by itself (flr, bus)"
     );
+    // A neighbour keeps it from a reset of the bus, which its list knows not.
+    let neighbour = "0000:00:1c.0/0000:01:00.1";
+    host.endpoint(neighbour, Some(13), "vfio-pci");
+    assert_eq!(check(&host), "0000:01:00.0 can be reset by itself (flr)");
+    host.attribute(place, "reset_method", "bus\n");
+    assert!(check(&host).contains("can't be reset by itself"));
+    host.remove(&format!("/sys/devices/pci0000:00/{neighbour}"));
+    assert_eq!(check(&host), "0000:01:00.0 can be reset by itself (bus)");
+    // Its owner forbids all.
+    host.attribute(place, "reset_method", "\n")
+        .attribute(place, "reset", "");
+    assert!(check(&host).contains("can't be reset by itself"));
     // Before 5.15.
     host.remove(&format!("/sys/devices/pci0000:00/{place}/reset_method"))
         .attribute(place, "reset", "");
