@@ -60,6 +60,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::host::Survey;
 pub use crate::viability::Remedy;
 pub use item::{Check, Item, Outcome, Subject};
+pub use reach::reach;
 
 /// The layout of [`Plan`] as data. Grows when a field changes its meaning.
 pub const PLAN_VERSION: u32 = 1;
