@@ -12,25 +12,26 @@ use kvm_ioctls::VcpuFd;
 use passthrough::binding::{Binder, DeviceName, Guard, GuardError, Holds};
 use passthrough::host::{Host, Survey, SurveyError};
 use passthrough::iommu::IovaRange;
-use passthrough::plan::Plan;
+use passthrough::plan::{Plan, reach};
 use passthrough::ports::HostMemory;
 use passthrough::{OpenError, RomSource};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{BootError, BootSource};
-use crate::config::{ConfigError, Idle, MemorySize, OnViabilityLoss, VmConfig};
-use crate::dma::DmaMap;
-use crate::event_loop::{self, Console, GuardWatch, LoopError, RawTerminal, Subscriber};
+use crate::config::{ConfigError, Idle, MapTime, MemorySize, OnViabilityLoss, VmConfig};
+use crate::dma::{self, DmaError, DmaMap};
+use crate::event_loop::{Console, EventLoop, GuardWatch, LoopError, RawTerminal, Subscriber};
 use crate::interrupts::{RouteError, Router};
 use crate::kvm::{Hypervisor, KvmError};
 use crate::lines::{LineError, Lines};
 use crate::memory::{
-    GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, RamError, Slot, SlotError,
+    Backing, GuestLayout, GuestRam, HostMeminfo, KvmSlots, LayoutError, NumaError, RamError, Slot,
+    SlotError,
 };
 use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self, PlacementError, PlatformError};
-use crate::request::request;
+use crate::request::{Wish, request};
 use crate::rom::{self, RomError};
 use crate::stats::StatsHandle;
 use crate::sys;
@@ -51,13 +52,15 @@ pub enum VmError {
     /// `/dev/kvm`.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The host has not that much memory.
+    /// The host, or its node, has not that much memory.
     #[error(
-        "guest memory of {asked} is more than the host can give: it has {total}, of which {available} are free; give a smaller --memory"
+        "guest memory of {asked} is more than {giver} can give: it has {total}, of which {available} are free; give a smaller --memory"
     )]
     HostMemory {
         /// For the guest.
         asked: MemorySize,
+        /// Who was to give it.
+        giver: String,
         /// All of the host's, for reading.
         total: String,
         /// What is free, for reading.
@@ -72,6 +75,9 @@ pub enum VmError {
     /// Something must be mended before the devices can be assigned.
     #[error("the devices can't be assigned:\n{0}")]
     NoGo(Box<Plan>),
+    /// The same for a guest without devices.
+    #[error("the guest can't be started:\n{0}")]
+    NoStart(Box<Plan>),
     /// The kernel would not hand a device over.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -86,6 +92,12 @@ pub enum VmError {
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// Guest RAM from one NUMA node.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
+    /// Guest RAM could not be mapped for devices before the start.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
     /// Guest RAM in KVM.
     #[error("cannot give the guest its RAM")]
     Slot(#[from] SlotError),
@@ -151,6 +163,7 @@ pub struct Vm {
     lines: Lines,
     buses: Buses,
     dma: Option<Arc<DmaMap>>,
+    map: MapTime,
     _ram: Vec<Slot>,
     _holds: Option<Holds>,
     report: Arc<EndReport>,
@@ -175,23 +188,31 @@ impl Vm {
         config.check()?;
         let kernel = config.kernel.clone();
         let source = BootSource::open(kernel, config.initrd.clone(), &config.cmdline)?;
-        check_host_memory(config)?;
-        let addresses = plan(config)?;
+        let backing = Backing::choose(&config.ram, !config.devices.is_empty())?;
+        check_host_memory(config, &backing)?;
+        let (addresses, reach) = plan(config)?;
         let roms = roms(config, &addresses)?;
         timeline.mark(Milestone::Plan);
 
         let hypervisor = Hypervisor::new()?;
         let memory = config.memory.bytes();
         let address_bits = hypervisor.address_bits();
-        let layout = GuestLayout::new(memory, address_bits, None)?;
+        let page = config.ram.page_bytes();
+        let layout = GuestLayout::with_pages(memory, page, address_bits, reach.as_deref())?;
         source.check_fit(layout.ram[0])?;
-        let ram = GuestRam::new(&layout.ram)?;
+        log::info!("guest RAM: {backing:?}, at {:x?}", layout.ram);
+        let ram = GuestRam::backed(&layout.ram, &backing)?;
         let guard = guard(&addresses, config.on_viability_loss)?;
         let holds = guard.as_ref().map(Guard::holds);
-        let assigned = open(&hypervisor, addresses, roms, &ram, &timeline)?;
-        // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
+        let threads = config
+            .ram
+            .prefault_threads
+            .map(|threads| threads.get().into());
+        let threads = threads.unwrap_or_else(dma::default_threads);
+        let assigned = open(&hypervisor, addresses, roms, &ram, threads, &timeline)?;
+        // The plan has foretold what the IOMMU reaches; now it is known.
         let layout = match &assigned.ranges {
-            Some(ranges) => GuestLayout::new(memory, address_bits, Some(ranges))?,
+            Some(ranges) => layout.within(address_bits, ranges)?,
             None => layout,
         };
         timeline.mark(Milestone::DevicesOpen);
@@ -256,6 +277,7 @@ impl Vm {
             lines,
             buses,
             dma,
+            map: config.ram.map,
             _ram: ram_slots,
             _holds: holds,
             report,
@@ -289,16 +311,29 @@ impl Vm {
         if let Some(guard) = self.guard.take() {
             subscribers.push(Box::new(guard));
         }
-        if let Some(dma) = &self.dma
-            && available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
-        {
-            dma.rest_until_needed();
-        }
         subscribers.extend(self.lines.watch());
+        let mut events = EventLoop::new(&self.report, subscribers)?;
+        if let Some(dma) = &self.dma {
+            match self.map {
+                MapTime::BesideBoot => {
+                    if available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
+                        dma.rest_until_needed();
+                    }
+                }
+                MapTime::BeforeBoot => {
+                    if let Some(outcome) = events.run_until(dma.ended())? {
+                        self.stats.end();
+                        return Ok(outcome);
+                    }
+                    dma.wait()?;
+                }
+            }
+        }
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut threads = VcpuThreads::start(vcpus, &self.buses, &observer)?;
-        let outcome = event_loop::run(&self.report, subscribers);
+        let outcome = events.run();
+        drop(events);
         if let Some(dma) = &self.dma {
             // A vCPU may be waiting for it.
             dma.cancel();
@@ -310,10 +345,23 @@ impl Vm {
     }
 }
 
-/// Refuses a guest that the host has not the memory for. With devices all of
-/// it is pinned, so it must be free now.
-fn check_host_memory(config: &VmConfig) -> Result<(), VmError> {
-    let host = HostMeminfo::read().map_err(VmError::Meminfo)?;
+/// Refuses a guest that the host, or the node it is bound to, has not the
+/// memory for. With devices all of it is pinned, so it must be free now. Pools
+/// of huge pages are no part of what is free: the plan looks at them.
+fn check_host_memory(config: &VmConfig, backing: &Backing) -> Result<(), VmError> {
+    if let Some(page) = config.ram.pages {
+        return match backing.node {
+            Some(node) => Ok(node.check_pool(config.memory.bytes(), page)?),
+            None => Ok(()),
+        };
+    }
+    let (host, giver) = match backing.node {
+        Some(node) => (node.meminfo()?, format!("NUMA node {}", node.number())),
+        None => {
+            let host = HostMeminfo::read().map_err(VmError::Meminfo)?;
+            (host, "the host".to_owned())
+        }
+    };
     let limit = if config.devices.is_empty() {
         host.total
     } else {
@@ -325,26 +373,38 @@ fn check_host_memory(config: &VmConfig) -> Result<(), VmError> {
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     Err(VmError::HostMemory {
         asked: config.memory,
+        giver,
         total: mib(host.total),
         available: mib(host.available),
     })
 }
 
-/// Checks the devices before anything of them is opened.
-fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
-    if config.devices.is_empty() {
-        return Ok(Vec::new());
+/// Checks what can be checked before anything is opened. Answers the devices,
+/// and what they can reach together.
+fn plan(config: &VmConfig) -> Result<(Vec<PciAddress>, Option<Vec<IovaRange>>), VmError> {
+    let without_devices = config.devices.is_empty();
+    if without_devices && config.ram.pages.is_none() {
+        return Ok((Vec::new(), None));
     }
     let survey = Survey::read(&Host::system())?;
-    let request = request(&config.addresses(), Some(config.memory), &config.consent);
-    let plan = Plan::make(&survey, &request);
+    let wish = Wish {
+        devices: &config.addresses(),
+        memory: Some(config.memory),
+        pages: config.ram.pages,
+        consent: &config.consent,
+    };
+    let plan = Plan::make(&survey, &request(&survey, &wish));
+    if !plan.is_go() && without_devices {
+        return Err(VmError::NoStart(Box::new(plan)));
+    }
     if !plan.is_go() {
         return Err(VmError::NoGo(Box::new(plan)));
     }
     for line in plan.to_string().lines() {
         log::info!("{line}");
     }
-    Ok(plan.devices)
+    let reach = (!without_devices).then(|| reach(&survey, &plan.devices));
+    Ok((plan.devices, reach))
 }
 
 /// The option ROM of each device, as the user wants it.
@@ -364,12 +424,13 @@ fn open(
     addresses: Vec<PciAddress>,
     roms: Vec<RomSource>,
     ram: &GuestRam,
+    threads: usize,
     timeline: &Timeline,
 ) -> Result<Assigned, VmError> {
     if addresses.is_empty() {
         return Ok(Assigned::default());
     }
-    let dma = DmaMap::start(ram, timeline.clone()).map_err(VmError::Resource)?;
+    let dma = DmaMap::start(ram, threads, timeline.clone()).map_err(VmError::Resource)?;
     let kvm_vfio = hypervisor.vfio_device()?;
     let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
     dma.hand_over(Arc::clone(&opened.space));

@@ -5,10 +5,13 @@ mod guard;
 mod signals;
 mod terminal;
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use console::Console;
 pub(crate) use console::RoomNotice;
@@ -20,27 +23,106 @@ use crate::outcome::{EndReport, Outcome};
 
 /// Why the loop could not go on.
 #[derive(Debug, Error)]
-#[error("the event loop failed")]
-pub struct LoopError(#[from] event_manager::Error);
+pub enum LoopError {
+    /// epoll failed.
+    #[error("the event loop failed")]
+    Epoll(#[from] event_manager::Error),
+    /// No descriptor was left.
+    #[error("the event loop can't watch another event")]
+    Watch(#[source] std::io::Error),
+}
 
 /// Something that the loop watches.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
 
-/// Runs until the VM has ended.
-///
-/// # Errors
-/// [`LoopError`] when epoll fails.
-pub fn run(report: &Arc<EndReport>, subscribers: Vec<Subscriber>) -> Result<Outcome, LoopError> {
-    let mut manager: EventManager<Subscriber> = EventManager::new()?;
-    for subscriber in subscribers {
-        manager.add_subscriber(subscriber);
+/// The loop, and what it watches.
+pub struct EventLoop {
+    manager: EventManager<Subscriber>,
+    report: Arc<EndReport>,
+}
+
+impl fmt::Debug for EventLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventLoop").finish_non_exhaustive()
     }
-    manager.add_subscriber(Box::new(EndWatch(Arc::clone(report))));
-    loop {
-        if let Some(outcome) = report.take() {
-            return Ok(outcome);
+}
+
+impl EventLoop {
+    /// Watches `subscribers` and the end of the VM.
+    ///
+    /// # Errors
+    /// [`LoopError`] when epoll fails.
+    pub fn new(report: &Arc<EndReport>, subscribers: Vec<Subscriber>) -> Result<Self, LoopError> {
+        let mut manager: EventManager<Subscriber> = EventManager::new()?;
+        for subscriber in subscribers {
+            manager.add_subscriber(subscriber);
         }
-        manager.run()?;
+        manager.add_subscriber(Box::new(EndWatch(Arc::clone(report))));
+        Ok(Self {
+            manager,
+            report: Arc::clone(report),
+        })
+    }
+
+    /// Runs until the VM has ended.
+    ///
+    /// # Errors
+    /// [`LoopError`] when epoll fails.
+    pub fn run(&mut self) -> Result<Outcome, LoopError> {
+        loop {
+            if let Some(outcome) = self.report.take() {
+                return Ok(outcome);
+            }
+            self.manager.run()?;
+        }
+    }
+
+    /// Runs until `event` is signalled; or until the VM has ended, which the
+    /// answer is then.
+    ///
+    /// # Errors
+    /// [`LoopError`] when epoll fails, or can't watch the event.
+    pub fn run_until(&mut self, event: &EventFd) -> Result<Option<Outcome>, LoopError> {
+        let seen = Arc::new(AtomicBool::new(false));
+        let event = event.try_clone().map_err(LoopError::Watch)?;
+        let watch = Once {
+            event,
+            seen: Arc::clone(&seen),
+        };
+        let id = self.manager.add_subscriber(Box::new(watch));
+        let outcome = loop {
+            if let Some(outcome) = self.report.take() {
+                break Some(outcome);
+            }
+            if seen.load(Ordering::Relaxed) {
+                break None;
+            }
+            self.manager.run()?;
+        };
+        drop(self.manager.remove_subscriber(id));
+        Ok(outcome)
+    }
+}
+
+/// Says so when an event has been signalled.
+struct Once {
+    event: EventFd,
+    seen: Arc<AtomicBool>,
+}
+
+impl MutEventSubscriber for Once {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        if self.event.read().is_ok() {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        let events = Events::new(&self.event, EventSet::IN);
+        if !watch(ops, events, "what the start waits for") {
+            // Who asks next finds out by itself.
+            self.seen.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -87,8 +169,20 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             other.end(Outcome::PowerOff);
         });
-        let outcome = run(&report, Vec::new()).unwrap();
+        let outcome = EventLoop::new(&report, Vec::new()).unwrap().run().unwrap();
         assert!(matches!(outcome, Outcome::PowerOff));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_loop_pauses_at_an_event_or_at_the_end() {
+        let report = EndReport::new(Timeline::start()).unwrap();
+        let mut events = EventLoop::new(&report, Vec::new()).unwrap();
+        let event = EventFd::new(0).unwrap();
+        event.write(1).unwrap();
+        assert!(events.run_until(&event).unwrap().is_none());
+        report.end(Outcome::PowerOff);
+        let outcome = events.run_until(&event).unwrap();
+        assert!(matches!(outcome, Some(Outcome::PowerOff)));
     }
 }
