@@ -200,7 +200,9 @@ impl Vm {
         let page = config.ram.page_bytes();
         let layout = GuestLayout::with_pages(memory, page, address_bits, reach.as_deref())?;
         source.check_fit(layout.ram[0])?;
-        log::info!("guest RAM: {backing:?}, at {:x?}", layout.ram);
+        for range in &layout.ram {
+            log::info!("guest RAM at {range}: {backing}");
+        }
         let ram = GuestRam::backed(&layout.ram, &backing)?;
         let guard = guard(&addresses, config.on_viability_loss)?;
         let holds = guard.as_ref().map(Guard::holds);

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -55,6 +56,21 @@ impl Backing {
         match self.kind {
             BackingKind::HugePages(size) => Some(size.bytes()),
             BackingKind::Anonymous | BackingKind::Shared => None,
+        }
+    }
+}
+
+/// For the log: `private memory of NUMA node 1`.
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            BackingKind::Anonymous => f.write_str("private memory")?,
+            BackingKind::Shared => f.write_str("a memfd")?,
+            BackingKind::HugePages(size) => write!(f, "huge pages of {size}")?,
+        }
+        match self.node {
+            Some(node) => write!(f, " of NUMA node {}", node.number()),
+            None => Ok(()),
         }
     }
 }
@@ -140,6 +156,9 @@ mod tests {
         let pages = HugePageSize::OneGib;
         let asked = BackingKind::choose(Some(pages), default, false);
         assert_eq!(asked, BackingKind::HugePages(pages));
+        let of = |kind| Backing { kind, node: None }.to_string();
+        assert_eq!(of(asked), "huge pages of 1G");
+        assert_eq!(of(BackingKind::Shared), "a memfd");
     }
 
     #[test]
