@@ -199,7 +199,7 @@ impl Vm {
         let address_bits = hypervisor.address_bits();
         let page = config.ram.page_bytes();
         let layout = GuestLayout::with_pages(memory, page, address_bits, reach.as_deref())?;
-        source.check_fit(layout.ram[0])?;
+        source.check_fit(&layout)?;
         for range in &layout.ram {
             log::info!("guest RAM at {range}: {backing}");
         }
@@ -323,7 +323,8 @@ impl Vm {
                     }
                 }
                 MapTime::BeforeBoot => {
-                    if let Some(outcome) = events.run_until(dma.ended())? {
+                    let tell = || dma.tell_progress();
+                    if let Some(outcome) = events.run_until(dma.ended(), dma::SLOW, tell)? {
                         self.stats.end();
                         return Ok(outcome);
                     }

@@ -7,7 +7,7 @@ use passthrough::plan::Plan;
 
 use super::consent::ConsentArgs;
 use super::style::Style;
-use crate::config::{HugePageSize, MemorySize};
+use crate::config::{HugePageSize, MemorySize, RamConfig};
 use crate::memory::raise_locked_memory;
 use crate::request::{Wish, addresses, request};
 
@@ -42,6 +42,13 @@ pub(super) struct Args {
 /// 0 when every device can be handed over, 1 when not.
 pub(super) fn run(args: &Args) -> ExitCode {
     if let Some(memory) = args.memory {
+        let ram = RamConfig {
+            pages: args.memory_pages,
+            ..RamConfig::default()
+        };
+        if let Err(error) = ram.check(memory) {
+            return super::fail(&error);
+        }
         // As a run does.
         raise_locked_memory(memory.bytes());
     }

@@ -18,13 +18,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{GuestRam, RamBlock, RamError};
 use crate::timeline::Timeline;
-use progress::{Shared, State};
+use progress::{Populated, Shared, State};
 pub use threads::default_threads;
 use worker::{STACK, Worker};
 
 /// After this long a waiting guest is worth a line in the log, and again and
 /// again after as much.
-const SLOW: Duration = Duration::from_secs(5);
+pub const SLOW: Duration = Duration::from_secs(5);
 
 /// Guest RAM's way into an address space. Dropping stops the work and waits for
 /// it; the maps stay as long as the space.
@@ -108,6 +108,11 @@ impl DmaMap {
         self.shared.ended()
     }
 
+    /// Logs how far the work is, for somebody who waits for [`Self::ended`].
+    pub fn tell_progress(&self) {
+        tell(self.shared.lock().populated());
+    }
+
     /// Puts the work off until somebody waits for it. For hosts with one CPU,
     /// where working beside the guest wins nothing, and each switch between
     /// the two costs an exit.
@@ -142,10 +147,7 @@ impl DmaMap {
             }
             if told.elapsed() >= SLOW {
                 told = Instant::now();
-                log::warn!(
-                    "the guest waits for its memory to be mapped for its devices: {}",
-                    progress.populated()
-                );
+                tell(progress.populated());
             }
             progress = self
                 .shared
@@ -160,6 +162,10 @@ impl DmaMap {
     pub fn cancel(&self) {
         self.shared.change(|progress| progress.stop = true);
     }
+}
+
+fn tell(populated: Populated) {
+    log::warn!("the guest waits for its memory to be mapped for its devices: {populated}");
 }
 
 impl Drop for DmaMap {

@@ -8,6 +8,7 @@ mod terminal;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
@@ -78,11 +79,16 @@ impl EventLoop {
     }
 
     /// Runs until `event` is signalled; or until the VM has ended, which the
-    /// answer is then.
+    /// answer is then. Calls `tell` as often as `every` has passed.
     ///
     /// # Errors
     /// [`LoopError`] when epoll fails, or can't watch the event.
-    pub fn run_until(&mut self, event: &EventFd) -> Result<Option<Outcome>, LoopError> {
+    pub fn run_until(
+        &mut self,
+        event: &EventFd,
+        every: Duration,
+        tell: impl Fn(),
+    ) -> Result<Option<Outcome>, LoopError> {
         let seen = Arc::new(AtomicBool::new(false));
         let event = event.try_clone().map_err(LoopError::Watch)?;
         let watch = Once {
@@ -90,6 +96,7 @@ impl EventLoop {
             seen: Arc::clone(&seen),
         };
         let id = self.manager.add_subscriber(Box::new(watch));
+        let mut told = Instant::now();
         let outcome = loop {
             if let Some(outcome) = self.report.take() {
                 break Some(outcome);
@@ -97,7 +104,16 @@ impl EventLoop {
             if seen.load(Ordering::Relaxed) {
                 break None;
             }
-            self.manager.run()?;
+            let left = every.saturating_sub(told.elapsed());
+            if left.is_zero() {
+                told = Instant::now();
+                tell();
+                continue;
+            }
+            // Rounded up: not a moment too early.
+            let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+            self.manager
+                .run_with_timeout(milliseconds.saturating_add(1))?;
         };
         drop(self.manager.remove_subscriber(id));
         Ok(outcome)
@@ -159,7 +175,6 @@ fn watch(ops: &mut EventOps, events: Events, what: &str) -> bool {
 mod tests {
     use super::*;
     use crate::timeline::Timeline;
-    use std::time::Duration;
 
     #[test]
     fn the_loop_ends_with_the_report() {
@@ -179,10 +194,18 @@ mod tests {
         let report = EndReport::new(Timeline::start()).unwrap();
         let mut events = EventLoop::new(&report, Vec::new()).unwrap();
         let event = EventFd::new(0).unwrap();
-        event.write(1).unwrap();
-        assert!(events.run_until(&event).unwrap().is_none());
+        let told = std::cell::Cell::new(0);
+        let tell = || {
+            told.set(told.get() + 1);
+            if told.get() == 3 {
+                event.write(1).unwrap();
+            }
+        };
+        let short = Duration::from_millis(1);
+        assert!(events.run_until(&event, short, tell).unwrap().is_none());
+        assert!(told.get() >= 3);
         report.end(Outcome::PowerOff);
-        let outcome = events.run_until(&event).unwrap();
+        let outcome = events.run_until(&event, Duration::MAX, || {}).unwrap();
         assert!(matches!(outcome, Some(Outcome::PowerOff)));
     }
 }
