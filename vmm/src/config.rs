@@ -3,8 +3,8 @@
 mod cpu;
 mod device;
 mod iommu;
+mod memory;
 
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -15,11 +15,10 @@ use thiserror::Error;
 pub use cpu::{CpuConfig, Idle};
 pub use device::{DeviceConfig, RomConfig};
 pub use iommu::IommuChoice;
+pub use memory::{HugePageSize, MAX_PREFAULT_THREADS, MapTime, MemorySize, RamConfig};
 
 /// The most vCPUs a VM may have.
 pub const MAX_CPUS: u8 = 8;
-/// RAM comes in huge pages.
-const MEMORY_STEP: u64 = 2 << 20;
 
 /// A VM to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +29,11 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Guest RAM.
+    /// How much RAM the guest has.
     pub memory: MemorySize,
+    /// What it is made of, and when.
+    #[serde(default)]
+    pub ram: RamConfig,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
     /// How they run.
@@ -109,11 +111,6 @@ pub enum SerialOutput {
     Off,
 }
 
-/// Bytes of guest RAM, a multiple of 2 MiB and not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
-pub struct MemorySize(u64);
-
 /// Why something is not a VM that can be run.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
@@ -123,6 +120,25 @@ pub enum ConfigError {
     /// A size that RAM can't have.
     #[error("guest memory of {0} bytes is impossible: give a multiple of 2 MiB, at least 2M")]
     BadMemory(u64),
+    /// A page size that pools don't have.
+    #[error("'{0}' is no size of huge pages: write 2M or 1G")]
+    NotAPage(String),
+    /// RAM that ends inside a page.
+    #[error(
+        "guest memory of {memory} is no whole number of pages of {pages}: give more or less of it, or smaller pages"
+    )]
+    PartialPage {
+        /// Of the guest.
+        memory: MemorySize,
+        /// What it was to consist of.
+        pages: HugePageSize,
+    },
+    /// Too many threads.
+    #[error("{0} threads to populate memory are impossible: give 1 to {MAX_PREFAULT_THREADS}")]
+    BadThreads(u8),
+    /// No point in time.
+    #[error("'{0}' is no time to map memory for devices: write beside-boot or before-boot")]
+    NotATime(String),
     /// No policy.
     #[error("'{0}' is not what to do when a device is lost: write release, stop or warn")]
     NotAPolicy(String),
@@ -165,73 +181,6 @@ pub enum ConfigError {
     Iommu(String),
 }
 
-impl MemorySize {
-    /// `bytes` of RAM.
-    ///
-    /// # Errors
-    /// [`ConfigError::BadMemory`] for 0 and for what is no multiple of 2 MiB.
-    pub fn new(bytes: u64) -> Result<Self, ConfigError> {
-        if bytes == 0 || !bytes.is_multiple_of(MEMORY_STEP) {
-            return Err(ConfigError::BadMemory(bytes));
-        }
-        Ok(Self(bytes))
-    }
-
-    /// In bytes.
-    pub const fn bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl TryFrom<u64> for MemorySize {
-    type Error = ConfigError;
-
-    fn try_from(bytes: u64) -> Result<Self, Self::Error> {
-        Self::new(bytes)
-    }
-}
-
-impl From<MemorySize> for u64 {
-    fn from(size: MemorySize) -> Self {
-        size.0
-    }
-}
-
-impl FromStr for MemorySize {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let not_a_size = || ConfigError::NotASize(text.to_owned());
-        let unit_at = text.len().saturating_sub(1);
-        let (number, unit) = text.split_at_checked(unit_at).ok_or_else(not_a_size)?;
-        let shift = match unit {
-            "K" | "k" => 10,
-            "M" | "m" => 20,
-            "G" | "g" => 30,
-            "T" | "t" => 40,
-            // A bare 0 is a size, the wrong one.
-            "0" if number.is_empty() => 0,
-            _ => return Err(not_a_size()),
-        };
-        let number = if shift == 0 { "0" } else { number };
-        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(not_a_size());
-        }
-        let number: u64 = number.parse().map_err(|_| not_a_size())?;
-        let bytes = number.checked_mul(1 << shift).ok_or_else(not_a_size)?;
-        Self::new(bytes)
-    }
-}
-
-impl fmt::Display for MemorySize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 >> 20 {
-            mib if mib.is_multiple_of(1024) => write!(f, "{} GiB", mib / 1024),
-            mib => write!(f, "{mib} MiB"),
-        }
-    }
-}
-
 impl FromStr for OnViabilityLoss {
     type Err = ConfigError;
 
@@ -262,45 +211,14 @@ impl VmConfig {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::BadCpus(self.cpus));
         }
-        Ok(())
+        self.ram.check(self.memory)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_that_users_type() {
-        assert_eq!("512M".parse(), Ok(MemorySize(512 << 20)));
-        assert_eq!("2g".parse(), Ok(MemorySize(2 << 30)));
-        assert_eq!("2048K".parse(), Ok(MemorySize(2 << 20)));
-        assert_eq!("512M".parse::<MemorySize>().unwrap().to_string(), "512 MiB");
-        assert_eq!("2048M".parse::<MemorySize>().unwrap().to_string(), "2 GiB");
-    }
-
-    #[test]
-    fn what_is_no_size_is_named() {
-        for text in [
-            "",
-            "M",
-            "512",
-            "half",
-            "-1G",
-            "+1G",
-            "1.5G",
-            "1GiB",
-            "99999999999T",
-            "1µ",
-        ] {
-            let error = text.parse::<MemorySize>().unwrap_err();
-            assert_eq!(error, ConfigError::NotASize(text.into()), "{text}");
-        }
-        for text in ["0", "0M", "1M", "3M", "1K"] {
-            let error = text.parse::<MemorySize>().unwrap_err();
-            assert!(matches!(error, ConfigError::BadMemory(_)), "{text}");
-        }
-    }
+    use std::num::NonZero;
 
     #[test]
     fn a_config_goes_through_json() {
@@ -308,7 +226,13 @@ mod tests {
             kernel: "vmlinuz".into(),
             initrd: None,
             cmdline: String::new(),
-            memory: MemorySize(2 << 20),
+            memory: "2M".parse().unwrap(),
+            ram: RamConfig {
+                pages: Some(HugePageSize::TwoMib),
+                numa_node: Some(1),
+                prefault_threads: NonZero::new(3),
+                map: MapTime::BeforeBoot,
+            },
             cpus: 1,
             cpu: "idle=guest".parse().unwrap(),
             devices: vec![

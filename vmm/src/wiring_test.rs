@@ -475,7 +475,7 @@ fn a_bus_master_settles_once_memory_is_mapped() {
         size: 2 << 20,
     };
     let ram = GuestRam::new(&[range]).unwrap();
-    let dma = DmaMap::start(&ram, Timeline::start()).unwrap();
+    let dma = DmaMap::start(&ram, 1, Timeline::start()).unwrap();
     dma.rest_until_needed();
     let dma = Arc::new(dma);
     let rig = Rig::new(Some(Arc::clone(&dma)));
@@ -507,7 +507,7 @@ fn a_function_that_is_taken_away_waits_for_nothing() {
         size: 2 << 20,
     };
     let ram = GuestRam::new(&[range]).unwrap();
-    let dma = Arc::new(DmaMap::start(&ram, Timeline::start()).unwrap());
+    let dma = Arc::new(DmaMap::start(&ram, 1, Timeline::start()).unwrap());
     dma.rest_until_needed();
     let rig = Rig::new(Some(Arc::clone(&dma)));
     let before = lock(&rig.functions[0]).settled;

@@ -248,8 +248,9 @@ fn memory_that_may_not_be_locked() {
         Check::LockedMemory,
         Outcome::Failed,
         &format!(
-            "{short}\nfix: sudo prlimit --pid $$ --memlock=536870912:536870912\n\
-         fix: to keep it, set memlock in /etc/security/limits.conf, or LimitMEMLOCK= in the service"
+            "{}\nfix: sudo prlimit --pid $$ --memlock=536870912:536870912\n\
+         fix: to keep it, set memlock in /etc/security/limits.conf, or LimitMEMLOCK= in the service",
+            short.replace("8 MiB", "8 MiB, and no more than 8 MiB by its hard limit")
         ),
     );
 

@@ -49,18 +49,19 @@ fn locked(survey: &Survey, memory: u64) -> Item {
             format!("{need} of guest memory may be locked"),
         );
     };
-    let short = item(
-        Item::failed,
-        format!(
-            "{need} of guest memory must be locked, but this process may lock {} (RLIMIT_MEMLOCK)",
-            human(soft)
-        ),
-    );
+    let short = |and: &str| {
+        let soft = human(soft);
+        let reason = format!(
+            "{need} of guest memory must be locked, but this process may lock {soft}{and} (RLIMIT_MEMLOCK)"
+        );
+        item(Item::failed, reason)
+    };
     let kib = memory.div_ceil(1024);
     if hard.is_none_or(|hard| hard >= memory) {
-        short.fix(Remedy::Command(format!("ulimit -l {kib}")))
+        short("").fix(Remedy::Command(format!("ulimit -l {kib}")))
     } else {
-        short
+        let hard = hard.map_or(String::new(), human);
+        short(&format!(", and no more than {hard} by its hard limit"))
             .fix(Remedy::privileged(
                 &survey.process,
                 format!(

@@ -62,6 +62,7 @@ pub use crate::iommu::Backend;
 pub use crate::open::FileName;
 pub use crate::viability::Remedy;
 pub use item::{Check, Item, Outcome, Subject};
+pub use reach::reach;
 
 /// The layout of [`Plan`] as data. Grows when a field changes its meaning.
 pub const PLAN_VERSION: u32 = 2;

@@ -6,28 +6,24 @@ use super::host::units;
 use super::size::human;
 use super::{Check, GuestRange, Item, Request, Subject};
 use crate::host::{IommuUnit, ReservedKind, ReservedRegion, Resource, Survey};
+use crate::iommu::IovaRange;
 use crate::viability::Remedy;
 
 const GIB: u64 = 1 << 30;
 const FOUR_GIB: u64 = 4 * GIB;
 
-/// First and last address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    first: u64,
-    last: u64,
-}
-
-impl Piece {
-    fn holds(self, range: GuestRange) -> bool {
-        self.first <= range.start && range.last() <= self.last
-    }
-}
-
-impl fmt::Display for Piece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}-{:#x}", self.first, self.last)
-    }
+/// Where `devices` can reach memory together, in ascending order and apart from
+/// each other: the aperture of the narrowest IOMMU unit of theirs, without what
+/// is reserved for one of their groups. Regions that the firmware lets go
+/// (direct-relaxable) are not reserved.
+///
+/// Pure, and a prediction like the rest of the plan: a guest is laid out by it
+/// before anything is opened, and what an open
+/// [`AddressSpace`](crate::iommu::AddressSpace) says is then checked against
+/// that. All addresses when there are no devices, or none behind an IOMMU, and
+/// to the last one when the width of the units can't be told.
+pub fn reach(survey: &Survey, devices: &[PciAddress]) -> Vec<IovaRange> {
+    Reach::of(survey, &units(survey, devices), devices).pieces
 }
 
 /// What the devices can address: all that every IOMMU unit of theirs reaches,
@@ -37,7 +33,7 @@ struct Reach<'a> {
     /// The narrowest unit, and its bits.
     narrowest: Option<(u8, &'a IommuUnit)>,
     reserved: Vec<&'a ReservedRegion>,
-    pieces: Vec<Piece>,
+    pieces: Vec<IovaRange>,
 }
 
 /// Checks the guest's RAM and the devices' BARs against what the IOMMU
@@ -85,12 +81,12 @@ impl<'a> Reach<'a> {
             let Some(first) = next else { break };
             if region.start > first && first <= last {
                 let last = last.min(region.start - 1);
-                pieces.push(Piece { first, last });
+                pieces.push(IovaRange { start: first, last });
             }
             next = region.last.checked_add(1).map(|end| end.max(first));
         }
         if let Some(first) = next.filter(|first| *first <= last) {
-            pieces.push(Piece { first, last });
+            pieces.push(IovaRange { start: first, last });
         }
         Self {
             narrowest,
@@ -127,10 +123,29 @@ impl fmt::Display for Reach<'_> {
     }
 }
 
+/// Whether all of `range` lies in `piece`.
+fn holds(piece: &IovaRange, range: GuestRange) -> bool {
+    piece.start <= range.start && range.last() <= piece.last
+}
+
+/// How much of `ram` the pieces hold, in whole huge pages.
+fn held(pieces: &[IovaRange], ram: &[GuestRange]) -> u64 {
+    const HUGE_PAGE: u64 = 2 << 20;
+    let common = |range: &GuestRange, piece: &IovaRange| {
+        let first = range.start.max(piece.start);
+        let end = range.last().min(piece.last).checked_add(1)?;
+        Some(end.checked_sub(first)? / HUGE_PAGE * HUGE_PAGE)
+    };
+    ram.iter()
+        .filter(|range| range.size > 0)
+        .flat_map(|range| pieces.iter().filter_map(|piece| common(range, piece)))
+        .fold(0, u64::saturating_add)
+}
+
 fn ram(reach: &Reach<'_>, ram: &[GuestRange]) -> Vec<Item> {
     let mut items = Vec::new();
     for range in ram.iter().filter(|range| range.size > 0) {
-        if reach.pieces.iter().any(|piece| piece.holds(*range)) {
+        if reach.pieces.iter().any(|piece| holds(piece, *range)) {
             continue;
         }
         let text = format!(
@@ -141,12 +156,13 @@ fn ram(reach: &Reach<'_>, ram: &[GuestRange]) -> Vec<Item> {
         let item = Item::failed(Check::GuestMemory, Subject::Host, text);
         let end = reach.pieces.last().map_or(0, |piece| piece.last);
         items.push(if range.last() > end {
-            item.fix(Remedy::advice(
-                "give the guest less memory; an emulated IOMMU may be made wider (QEMU: aw-bits=48)",
-            ))
+            item.fix(Remedy::Advice(format!(
+                "give the guest at most {} MiB of memory; an emulated IOMMU may be made wider (QEMU: aw-bits=48)",
+                held(&reach.pieces, ram) >> 20
+            )))
         } else {
             item.fix(Remedy::advice(
-                "the guest's RAM must leave the reserved range out: give it so little memory that it ends below",
+                "the guest's RAM must leave the reserved range out: lay it round, or give it so little memory that it ends below",
             ))
         });
     }
@@ -200,7 +216,7 @@ fn bars(
             let text = format!(
                 "{} above guest RAM: {:#x}-{:#x} of {}",
                 count(&wide, "64-bit BAR", "", "fit"),
-                high.map_or(0, |piece| piece.first),
+                high.map_or(0, |piece| piece.start),
                 end,
                 high.map_or(String::new(), |piece| piece.to_string())
             );
@@ -247,17 +263,17 @@ fn total(bars: &[Bar]) -> u64 {
     bars.iter().fold(0, |sum, bar| sum.saturating_add(bar.size))
 }
 
-fn window(request: &Request) -> Option<Piece> {
+fn window(request: &Request) -> Option<IovaRange> {
     let range = request.window_32.filter(|range| range.size > 0)?;
-    Some(Piece {
-        first: range.start,
+    Some(IovaRange {
+        start: range.start,
         last: range.last(),
     })
 }
 
 /// The largest piece above guest RAM and 4 GiB that both the CPU and the IOMMU
 /// reach, from a whole GiB on.
-fn above(request: &Request, reach: &Reach<'_>) -> Option<Piece> {
+fn above(request: &Request, reach: &Reach<'_>) -> Option<IovaRange> {
     let ram = request.ram.iter().map(|range| range.last()).max()?;
     let start = ram.checked_add(1)?.max(FOUR_GIB);
     let cpu = request
@@ -265,23 +281,23 @@ fn above(request: &Request, reach: &Reach<'_>) -> Option<Piece> {
         .and_then(|bits| 1u64.checked_shl(bits.into()))
         .map_or(u64::MAX, |end| end - 1);
     let pieces = reach.pieces.iter().filter_map(|piece| {
-        let first = piece.first.max(start).checked_next_multiple_of(GIB)?;
+        let first = piece.start.max(start).checked_next_multiple_of(GIB)?;
         let last = piece.last.min(cpu);
-        (first <= last).then_some(Piece { first, last })
+        (first <= last).then_some(IovaRange { start: first, last })
     });
-    pieces.max_by_key(|piece| piece.last - piece.first)
+    pieces.max_by_key(|piece| piece.last - piece.start)
 }
 
 /// Lays `bars` into `window`, the largest first, and tells the last address
 /// used; nothing when they don't fit. Without BARs any window will do.
-fn place(bars: &[Bar], window: Option<Piece>) -> Option<u64> {
+fn place(bars: &[Bar], window: Option<IovaRange>) -> Option<u64> {
     if bars.is_empty() {
         return Some(0);
     }
     let window = window?;
     let mut sizes: Vec<_> = bars.iter().map(|bar| bar.size).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
-    let mut next = window.first;
+    let mut next = window.start;
     let mut last = next;
     for size in sizes {
         let start = next.checked_next_multiple_of(size)?;
@@ -317,11 +333,11 @@ fn largest(bars: &[Bar]) -> String {
     })
 }
 
-fn no_room(bars: &[Bar], high: Option<Piece>, request: &Request, reach: &Reach<'_>) -> Item {
+fn no_room(bars: &[Bar], high: Option<IovaRange>, request: &Request, reach: &Reach<'_>) -> Item {
     let place = match high {
         Some(piece) => format!(
             "above guest RAM there is {piece} ({})",
-            human((piece.last - piece.first).saturating_add(1))
+            human((piece.last - piece.start).saturating_add(1))
         ),
         None => "there is nothing above guest RAM".to_owned(),
     };

@@ -92,6 +92,48 @@ fn memory_over_a_reserved_range() {
     assert!(Plan::make(&host.survey(), &asking(4 * GIB)).is_go());
 }
 
+/// What a monitor lays its guest out by.
+#[test]
+fn reach_is_the_narrowest_aperture_without_what_is_reserved() {
+    let host = machine();
+    host.endpoint("0000:02:00.0", Some(13), "vfio-pci").file(
+        "/sys/kernel/iommu_groups/13/reserved_regions",
+        "0x7b000000 0x7bffffff direct\n0x7c000000 0x7cffffff direct-relaxable\n",
+    );
+    let reach_of = |devices: &[&str]| {
+        let devices: Vec<_> = devices.iter().map(|text| text.parse().unwrap()).collect();
+        let pieces = reach(&host.survey(), &devices);
+        let pieces = pieces.iter().map(|range| (range.start, range.last));
+        pieces.collect::<Vec<_>>()
+    };
+    let high = (0xfef0_0000, 0x7f_ffff_ffff);
+    assert_eq!(reach_of(&[PLACE]), [(0, 0xfedf_ffff), high]);
+    // Both groups' regions hold for both devices.
+    assert_eq!(
+        reach_of(&[PLACE, "0000:02:00.0"]),
+        [(0, 0x7aff_ffff), (0x7c00_0000, 0xfedf_ffff), high]
+    );
+    assert_eq!(reach_of(&[]), [(0, u64::MAX)]);
+    assert_eq!(reach_of(&["0000:7f:00.0"]), [(0, u64::MAX)]);
+}
+
+#[test]
+fn too_much_memory_is_told_how_much_would_fit() {
+    let host = machine();
+    let line = "0x80000000 0x800fffff reserved\n0xfee00000 0xfeefffff msi\n";
+    host.file(REGIONS, line);
+    let mut asked = asking(512 * GIB);
+    // RAM as a monitor lays it round the hole, in pages of 2 MiB.
+    asked.ram[0].size = 2 * GIB;
+    let above = GuestRange {
+        start: 2 * GIB + (2 << 20),
+        size: GIB - (2 << 20),
+    };
+    asked.ram.insert(1, above);
+    let plan = Plan::make(&host.survey(), &asked).to_string();
+    assert!(plan.contains("at most 523262 MiB of memory"), "{plan}");
+}
+
 #[test]
 fn reserved_ranges_that_cover_everything_or_overlap() {
     let host = machine();

@@ -41,7 +41,7 @@ pub enum BootError {
     Cmdline(String),
     /// Kernel and initrd are larger than RAM.
     #[error(
-        "{path} does not fit into the guest's memory: it needs {needed:#x} bytes from {start:#x} on, and RAM there ends at {end:#x}; give the guest more memory (--memory)"
+        "{path} does not fit into the guest's memory: it needs {needed:#x} bytes from {start:#x} on, and RAM there ends at {end:#x}; {advice}"
     )]
     TooLarge {
         /// Which file.
@@ -52,6 +52,8 @@ pub enum BootError {
         needed: u64,
         /// Where RAM ends.
         end: u64,
+        /// What to do.
+        advice: &'static str,
     },
     /// Guest memory refused.
     #[error("cannot write {0} into guest memory")]
@@ -109,8 +111,8 @@ impl BootSource {
     ///
     /// # Errors
     /// [`BootError::TooLarge`] with the numbers.
-    pub fn check_fit(&self, low_ram: GuestRange) -> Result<(), BootError> {
-        self.place_initrd(low_ram).map(|_| ())
+    pub fn check_fit(&self, layout: &GuestLayout) -> Result<(), BootError> {
+        self.place_initrd(layout).map(|_| ())
     }
 
     /// Loads everything and tells the kernel about `layout` and the ACPI
@@ -124,7 +126,7 @@ impl BootSource {
         layout: &GuestLayout,
         rsdp: u64,
     ) -> Result<EntryPoint, BootError> {
-        let initrd = self.place_initrd(layout.ram[0])?;
+        let initrd = self.place_initrd(layout)?;
         let loaded = self.kernel.load(ram)?;
         if let (Some(file), Some(range)) = (&mut self.initrd, initrd) {
             file.load(ram, range)?;
@@ -151,13 +153,20 @@ impl BootSource {
 
     /// The initrd lies as high as it may, out of the way of the kernel's
     /// decompression.
-    fn place_initrd(&self, low_ram: GuestRange) -> Result<Option<GuestRange>, BootError> {
+    fn place_initrd(&self, layout: &GuestLayout) -> Result<Option<GuestRange>, BootError> {
+        let low_ram = layout.ram[0];
+        let advice = if layout.ram.len() > 1 && low_ram.end() < layout.mmio32.start {
+            "what follows is reserved for one of the devices, which such a guest can't have"
+        } else {
+            "give the guest more memory (--memory)"
+        };
         let kernel = self.kernel.footprint();
         let too_large = |path: &PathBuf, start, needed| BootError::TooLarge {
             path: path.clone(),
             start,
             needed,
             end: low_ram.end(),
+            advice,
         };
         if kernel.end() > low_ram.end() {
             return Err(too_large(self.kernel.path(), kernel.start, kernel.size));

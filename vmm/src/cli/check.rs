@@ -7,8 +7,9 @@ use passthrough::plan::Plan;
 
 use super::consent::ConsentArgs;
 use super::style::Style;
-use crate::config::{IommuChoice, MemorySize};
-use crate::request::{addresses, request};
+use crate::config::{HugePageSize, IommuChoice, MemorySize, RamConfig};
+use crate::memory::raise_locked_memory;
+use crate::request::{Wish, addresses, request};
 
 /// What `airlock check` takes.
 #[derive(Debug, ClapArgs)]
@@ -24,6 +25,9 @@ pub(super) struct Args {
     /// Also check that a guest with this much memory can be mapped
     #[arg(long, value_name = "SIZE")]
     memory: Option<MemorySize>,
+    /// Also check that it can be had in huge pages of this size
+    #[arg(long, value_name = "2M|1G", requires = "memory")]
+    memory_pages: Option<HugePageSize>,
     /// Also take the devices from the kernel for a moment, and say whether it
     /// agrees; they are not reset
     #[arg(long)]
@@ -40,16 +44,33 @@ pub(super) struct Args {
 
 /// 0 when every device can be handed over, 1 when not.
 pub(super) fn run(args: &Args) -> ExitCode {
+    if let Some(memory) = args.memory {
+        let ram = RamConfig {
+            pages: args.memory_pages,
+            ..RamConfig::default()
+        };
+        if let Err(error) = ram.check(memory) {
+            return super::fail(&error);
+        }
+        // As a run does.
+        raise_locked_memory(memory.bytes());
+    }
     let survey = match Survey::read(&Host::system()) {
         Ok(survey) => survey,
         Err(error) => return super::fail(&error),
     };
     let consent = args.consent.clone().into();
-    let mut request = request(&args.devices, args.memory, &consent);
+    let wish = Wish {
+        devices: &args.devices,
+        memory: args.memory,
+        pages: args.memory_pages,
+        consent: &consent,
+    };
+    let mut request = request(&survey, &wish);
     request.backend = args.iommu.0;
     let mut plan = Plan::make(&survey, &request);
     if args.claim {
-        let proof = claim(&survey, &plan, &addresses(args.memory));
+        let proof = claim(&survey, &plan, &addresses(&request));
         plan.items.extend(proof);
     }
     let text = if args.json {

@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,10 +11,11 @@ use super::consent::ConsentArgs;
 use super::given::{self, GivenFile};
 use super::lease::{BindScope, Lease};
 use crate::config::{
-    Acknowledgement, CpuConfig, DeviceConfig, IommuChoice, MemorySize, OnViabilityLoss,
-    SerialOutput, VmConfig,
+    Acknowledgement, CpuConfig, DeviceConfig, HugePageSize, IommuChoice, MapTime, MemorySize,
+    OnViabilityLoss, RamConfig, SerialOutput, VmConfig,
 };
 use crate::event_loop::Signals;
+use crate::memory::raise_locked_memory;
 use crate::outcome::Outcome;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError};
@@ -51,6 +53,26 @@ pub(super) struct Args {
     /// Guest memory, in steps of 2M
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: MemorySize,
+    /// Take it from the host's pool of huge pages of this size (hugetlb).
+    /// Otherwise it gets transparent huge pages where the host gives them
+    #[arg(long, value_name = "2M|1G")]
+    memory_pages: Option<HugePageSize>,
+    /// Take it from this NUMA node of the host alone
+    #[arg(long, value_name = "N")]
+    numa_node: Option<u32>,
+    /// How many threads populate it for devices, 1 to 64. By default one for
+    /// each CPU of the host, up to 8: more than a few wait for memory, not CPUs
+    #[arg(long, value_name = "N")]
+    prefault_threads: Option<NonZero<u8>>,
+    /// When memory is populated and mapped for devices. beside-boot: while the
+    /// guest boots, which waits only where it lets a device reach memory.
+    /// before-boot: before its first instruction
+    #[arg(
+        long,
+        value_name = "beside-boot|before-boot",
+        default_value = "beside-boot"
+    )]
+    map: MapTime,
     /// vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
@@ -140,6 +162,12 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
         initrd: args.initrd,
         cmdline: args.cmdline,
         memory: args.memory,
+        ram: RamConfig {
+            pages: args.memory_pages,
+            numa_node: args.numa_node,
+            prefault_threads: args.prefault_threads,
+            map: args.map,
+        },
         cpus: args.cpus,
         cpu: args.cpu,
         devices: args.devices,
@@ -155,6 +183,9 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
     };
     let files = given::adopt(&args.fds)?;
     raise_open_files();
+    if !config.devices.is_empty() {
+        raise_locked_memory(config.memory.bytes());
+    }
     // From here on a signal ends the VM in good order, or keeps it from starting.
     let signals = Signals::take_over().map_err(VmError::Signals)?;
     let lease = match args.bind {

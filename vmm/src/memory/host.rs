@@ -24,17 +24,43 @@ impl HostMeminfo {
         })
     }
 
+    /// What one NUMA node has, from `/sys/devices/system/node/nodeN/meminfo`.
+    /// The kernel does not sum up there what can be had without swapping: what
+    /// is free or caches files is.
+    pub(super) fn of_node(text: &str) -> io::Result<Self> {
+        // Each line begins with `Node N`.
+        let lines = text.lines().filter_map(|line| line.splitn(3, ' ').nth(2));
+        let lines: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let bytes = |name: &str| bytes(&lines, name);
+        let parts = [
+            bytes("MemFree:"),
+            bytes("Active(file):"),
+            bytes("Inactive(file):"),
+            bytes("SReclaimable:"),
+        ];
+        let available = parts
+            .into_iter()
+            .try_fold(0u64, |sum, part| sum.checked_add(part?));
+        let info = bytes("MemTotal:").zip(available);
+        let (total, available) = info.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "its meminfo lacks a value")
+        })?;
+        Ok(Self { total, available })
+    }
+
     fn parse(text: &str) -> Option<Self> {
-        let bytes = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-            kib.checked_mul(1024)
-        };
         Some(Self {
-            total: bytes("MemTotal:")?,
-            available: bytes("MemAvailable:")?,
+            total: bytes(text, "MemTotal:")?,
+            available: bytes(text, "MemAvailable:")?,
         })
     }
+}
+
+/// The value of a line `NAME: … kB`.
+fn bytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -53,5 +79,16 @@ mod tests {
     fn lacking_values_are_no_answer() {
         assert_eq!(HostMeminfo::parse("MemTotal: 1 kB\n"), None);
         assert_eq!(HostMeminfo::parse("MemTotal: x\nMemAvailable: y"), None);
+    }
+
+    #[test]
+    fn a_node_counts_what_is_free_and_what_caches_files() {
+        let text = "Node 1 MemTotal:       100 kB\nNode 1 MemFree:        40 kB\n\
+                    Node 1 Active(file):    3 kB\nNode 1 Inactive(file):  4 kB\n\
+                    Node 1 SReclaimable:    5 kB\n";
+        let info = HostMeminfo::of_node(text).unwrap();
+        assert_eq!((info.total, info.available), (100 << 10, 52 << 10));
+        assert!(HostMeminfo::of_node(&text.replace("Free", "Gone")).is_err());
+        assert!(HostMeminfo::of_node("").is_err());
     }
 }

@@ -21,33 +21,61 @@ impl GuestRange {
 
 impl fmt::Display for GuestRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}-{:#x}", self.start, self.end() - 1)
+        let last = self.start.saturating_add(self.size.saturating_sub(1));
+        write!(f, "{:#x}-{last:#x}", self.start)
     }
 }
 
 /// Why a guest can't be laid out.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum LayoutError {
-    /// RAM would lie where the CPU or the IOMMU can't reach.
-    #[error("guest RAM at {ram} does not fit: {limit}; give the guest less memory (--memory)")]
-    Ram {
+    /// There is not so much room for RAM.
+    #[error(
+        "{} MiB of guest RAM do not fit: {limit}, which leaves room for {} MiB; give the guest less memory (--memory)",
+        .asked >> 20,
+        .most >> 20
+    )]
+    Room {
+        /// How much was asked for, in bytes.
+        asked: u64,
+        /// How much there is room for, in bytes.
+        most: u64,
+        /// What ends it, with the numbers.
+        limit: String,
+    },
+    /// Kernels begin at the bottom of RAM.
+    #[error(
+        "guest RAM must begin at address 0, and {limit}: no guest can have devices for which that is reserved"
+    )]
+    Bottom {
+        /// What is in the way, with the numbers.
+        limit: String,
+    },
+    /// The host promised more before the devices were open.
+    #[error(
+        "guest RAM at {ram} can't be reached by the devices: now that they are open, the IOMMU reaches {reach}, which is not what `airlock check` foretells"
+    )]
+    Narrower {
         /// The piece of RAM.
         ram: GuestRange,
-        /// What it runs into, with the numbers.
-        limit: String,
+        /// What there is.
+        reach: String,
     },
 }
 
 /// Where things lie in the guest's physical address space.
 ///
 /// ```text
-///  0                RAM, at most 3 GiB
+///  0                RAM, up to 3 GiB
 ///  0xc000_0000      32-bit MMIO window: BARs, 768 MiB
 ///  0xf000_0000      ECAM, 1 MiB a bus: the root bus and 31 below root ports
 ///  0xfec0_0000      IOAPIC; 0xfee0_0000 local APIC and MSI; 0xfffb_c000 KVM's own pages
 ///  0x1_0000_0000    the rest of RAM
 ///  next GiB         64-bit MMIO window, to the end of what CPU and IOMMU address
 /// ```
+///
+/// What the IOMMU does not reach, because it is reserved there, is a hole in
+/// RAM: RAM ends before it at a whole page of its backing, and goes on behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestLayout {
     /// RAM in ascending order; the first piece starts at 0.
@@ -61,6 +89,8 @@ pub struct GuestLayout {
 }
 
 const GIB: u64 = 1 << 30;
+/// Pieces of RAM are made of these, so that every one can be a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
 const LOW_RAM_END: u64 = 3 * GIB;
 const HIGH_RAM_START: u64 = 4 * GIB;
 const ECAM_START: u64 = 0xf000_0000;
@@ -81,67 +111,125 @@ impl GuestLayout {
     pub const KVM_TSS: u64 = 0xfffb_d000;
     /// One page that KVM needs on Intel CPUs (`KVM_SET_IDENTITY_MAP_ADDR`).
     pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+    /// BARs below 4 GiB.
+    pub const MMIO32: GuestRange = GuestRange {
+        start: LOW_RAM_END,
+        size: ECAM_START - LOW_RAM_END,
+    };
 
-    /// Lays out `memory` bytes of RAM on a CPU with `address_bits` physical
-    /// address bits. `iova` are the ranges that the IOMMU of the assigned
-    /// devices can reach, in ascending order; nothing without devices.
+    /// Lays out `memory` bytes of RAM, in pages of 2 MiB, on a CPU with
+    /// `address_bits` physical address bits. `iova` are the ranges that the
+    /// IOMMU of the assigned devices can reach, in ascending order; nothing
+    /// without devices.
     ///
     /// # Errors
-    /// [`LayoutError`] when RAM does not fit.
+    /// [`LayoutError`] when RAM does not fit, or does not fit at 0.
     pub fn new(
         memory: u64,
         address_bits: u8,
         iova: Option<&[IovaRange]>,
     ) -> Result<Self, LayoutError> {
-        let low = memory.min(LOW_RAM_END);
-        let mut ram = vec![GuestRange {
-            start: 0,
-            size: low,
-        }];
-        if memory > low {
-            ram.push(GuestRange {
-                start: HIGH_RAM_START,
-                size: memory - low,
+        Self::with_pages(memory, HUGE_PAGE, address_bits, iova)
+    }
+
+    /// The same with RAM in pages of `page` bytes, a power of two of at least
+    /// 2 MiB: each piece of RAM begins and ends at a multiple of it.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when RAM does not fit, or does not fit at 0.
+    pub fn with_pages(
+        memory: u64,
+        page: u64,
+        address_bits: u8,
+        iova: Option<&[IovaRange]>,
+    ) -> Result<Self, LayoutError> {
+        let cpu_end = 1u64.checked_shl(address_bits.into()).unwrap_or(u64::MAX);
+        let limit = || {
+            let cpu = format!("the CPU addresses {address_bits} bits");
+            match iova {
+                Some(ranges) => format!("{cpu} and the IOMMU reaches {}", list(ranges)),
+                None => cpu,
+            }
+        };
+        let (ram, left) = ram_pieces(memory, page, cpu_end, iova);
+        match ram.first() {
+            Some(first) if first.start == 0 => {}
+            _ => return Err(LayoutError::Bottom { limit: limit() }),
+        }
+        if left > 0 {
+            return Err(LayoutError::Room {
+                asked: memory,
+                most: memory - left,
+                limit: limit(),
             });
         }
-        let cpu_end = 1u64.checked_shl(address_bits.into()).unwrap_or(u64::MAX);
-        for piece in &ram {
-            let end = piece.start.checked_add(piece.size);
-            if end.is_none_or(|end| end > cpu_end) {
-                return Err(LayoutError::Ram {
-                    ram: *piece,
-                    limit: format!("the CPU addresses {address_bits} bits"),
-                });
-            }
-            if let Some(ranges) = iova
-                && !ranges.iter().any(|r| r.contains(piece.start, piece.size))
-            {
-                return Err(LayoutError::Ram {
-                    ram: *piece,
-                    limit: format!("the IOMMU reaches {}", list(ranges)),
-                });
-            }
-        }
-        let ram_end = ram.last().map_or(0, |piece| piece.end());
-        let start = ram_end.max(HIGH_RAM_START).next_multiple_of(GIB);
+        let mmio64 = high_window(&ram, cpu_end, iova);
         Ok(Self {
             ram,
-            mmio32: GuestRange {
-                start: LOW_RAM_END,
-                size: ECAM_START - LOW_RAM_END,
-            },
+            mmio32: Self::MMIO32,
             ecam: GuestRange {
                 start: ECAM_START,
                 size: (Self::LAST_BUS as u64 + 1) << 20,
             },
-            mmio64: high_window(start, cpu_end, iova),
+            mmio64,
         })
+    }
+
+    /// The same layout where the IOMMU turns out to reach `iova`: RAM stays,
+    /// and the 64-bit window may be another.
+    ///
+    /// # Errors
+    /// [`LayoutError::Narrower`] when it no longer reaches all of RAM.
+    pub fn within(self, address_bits: u8, iova: &[IovaRange]) -> Result<Self, LayoutError> {
+        let reached = |piece: &GuestRange| iova.iter().any(|r| r.contains(piece.start, piece.size));
+        if let Some(piece) = self.ram.iter().find(|piece| !reached(piece)) {
+            return Err(LayoutError::Narrower {
+                ram: *piece,
+                reach: list(iova),
+            });
+        }
+        let cpu_end = 1u64.checked_shl(address_bits.into()).unwrap_or(u64::MAX);
+        let mmio64 = high_window(&self.ram, cpu_end, Some(iova));
+        Ok(Self { mmio64, ..self })
     }
 }
 
-/// The part of `start..cpu_end` that the IOMMU reaches in one piece, the
-/// largest where reserved regions cut it up, in whole GiB.
-fn high_window(start: u64, cpu_end: u64, iova: Option<&[IovaRange]>) -> Option<GuestRange> {
+/// Fills what CPU and IOMMU both reach with RAM, from the bottom up, in whole
+/// pages of `page` bytes. Answers the pieces, and how much found no room.
+pub(crate) fn ram_pieces(
+    memory: u64,
+    page: u64,
+    cpu_end: u64,
+    iova: Option<&[IovaRange]>,
+) -> (Vec<GuestRange>, u64) {
+    let everything = [IovaRange {
+        start: 0,
+        last: u64::MAX,
+    }];
+    let ranges = iova.unwrap_or(&everything);
+    let mut left = memory;
+    let mut ram = Vec::new();
+    for (bottom, top) in [(0, LOW_RAM_END), (HIGH_RAM_START, cpu_end)] {
+        for range in ranges {
+            let top = top.min(cpu_end).min(range.last.saturating_add(1)) / page * page;
+            let start = range.start.max(bottom).checked_next_multiple_of(page);
+            let room = start.and_then(|start| Some((start, top.checked_sub(start)?)));
+            let Some((start, room)) = room else { continue };
+            let size = room.min(left);
+            if size > 0 {
+                ram.push(GuestRange { start, size });
+            }
+            left -= size;
+        }
+    }
+    (ram, left)
+}
+
+/// What CPU and IOMMU both reach in one piece above `ram` and 4 GiB, in whole
+/// GiB: the largest piece where reserved regions cut it up.
+fn high_window(ram: &[GuestRange], cpu_end: u64, iova: Option<&[IovaRange]>) -> Option<GuestRange> {
+    let ram_end = ram.last().map_or(0, |piece| piece.end());
+    let start = ram_end.max(HIGH_RAM_START).checked_next_multiple_of(GIB)?;
     let everything = [IovaRange {
         start: 0,
         last: cpu_end - 1,
@@ -163,83 +251,5 @@ fn list(ranges: &[IovaRange]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What the emulated VT-d of QEMU reports by default.
-    const VTD_39_BIT: [IovaRange; 2] = [
-        IovaRange {
-            start: 0,
-            last: 0xfedf_ffff,
-        },
-        IovaRange {
-            start: 0xfef0_0000,
-            last: 0x7f_ffff_ffff,
-        },
-    ];
-
-    #[test]
-    fn small_guest_under_a_narrow_iommu() {
-        let layout = GuestLayout::new(512 << 20, 48, Some(&VTD_39_BIT)).unwrap();
-        assert_eq!(layout.ram.len(), 1);
-        let window = layout.mmio64.unwrap();
-        assert_eq!(window.start, 4 * GIB);
-        assert_eq!(window.end(), 1 << 39);
-    }
-
-    #[test]
-    fn nothing_overlaps_below_4_gib() {
-        let layout = GuestLayout::new(8 * GIB, 46, None).unwrap();
-        assert_eq!(layout.ram[0].end(), layout.mmio32.start);
-        assert_eq!(layout.mmio32.end(), layout.ecam.start);
-        assert_eq!(layout.ecam.size, 32 << 20);
-        assert!(layout.ecam.end() <= 0xfec0_0000, "the IOAPIC");
-        // Where ACPI can say that it is: at a multiple of its size.
-        assert!(layout.ecam.start.is_multiple_of(layout.ecam.size));
-    }
-
-    #[test]
-    fn large_guest_is_split_round_the_hole() {
-        let layout = GuestLayout::new(8 * GIB, 46, None).unwrap();
-        assert_eq!(layout.ram[0].end(), 3 * GIB);
-        assert_eq!(layout.ram[1].start, 4 * GIB);
-        assert_eq!(layout.ram[1].size, 5 * GIB);
-        assert_eq!(layout.mmio64.unwrap().start, 9 * GIB);
-        assert_eq!(layout.mmio64.unwrap().end(), 1 << 46);
-    }
-
-    #[test]
-    fn too_much_ram_is_refused_with_the_numbers() {
-        let error = GuestLayout::new(513 * GIB, 48, Some(&VTD_39_BIT)).unwrap_err();
-        assert!(
-            error.to_string().contains("0xfef00000-0x7fffffffff"),
-            "{error}"
-        );
-        let error = GuestLayout::new(1 << 40, 39, None).unwrap_err();
-        assert!(error.to_string().contains("39 bits"), "{error}");
-        assert!(GuestLayout::new(u64::MAX, 64, None).is_err());
-    }
-
-    #[test]
-    fn the_largest_of_several_windows_is_taken() {
-        let ranges = [
-            IovaRange {
-                start: 0,
-                last: 0xfc_ffff_ffff,
-            },
-            IovaRange {
-                start: 0x100_0000_0000,
-                last: u64::MAX,
-            },
-        ];
-        let layout = GuestLayout::new(GIB, 48, Some(&ranges)).unwrap();
-        assert_eq!(layout.mmio64.unwrap().start, 0x100_0000_0000);
-        assert_eq!(layout.mmio64.unwrap().end(), 1 << 48);
-    }
-
-    #[test]
-    fn no_room_above_means_no_window() {
-        let layout = GuestLayout::new(GIB, 32, None).unwrap();
-        assert_eq!(layout.mmio64, None);
-    }
-}
+#[path = "layout_test.rs"]
+mod tests;

@@ -2,12 +2,21 @@
 //!
 //! The monitor's only room, beside the vCPUs', with `unsafe` in it.
 
+mod backing;
+mod block;
 mod host;
 mod layout;
+mod locked;
+mod numa;
 mod ram;
 mod slots;
 
+pub use backing::{Backing, BackingKind};
+pub use block::RamBlock;
 pub use host::HostMeminfo;
+pub(crate) use layout::ram_pieces;
 pub use layout::{GuestLayout, GuestRange, LayoutError};
-pub use ram::{GuestRam, RamBlock, RamError};
+pub use locked::raise_locked_memory;
+pub use numa::{NumaError, NumaNode};
+pub use ram::{DeviceRam, GuestRam, KeptPages, RamError};
 pub use slots::{KvmSlots, Slot, SlotError};

@@ -31,6 +31,7 @@ impl Guest {
             initrd: None,
             cmdline: "tiny".into(),
             memory: MemorySize::new(4 << 20).unwrap(),
+            ram: vmm::config::RamConfig::default(),
             cpus: 1,
             cpu: vmm::config::CpuConfig::default(),
             devices: Vec::new(),
