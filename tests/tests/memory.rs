@@ -132,7 +132,7 @@ fn an_nvme_on_every_backing() {
         let (memory, smaps) = look(host, &run()?)?;
         println!("memfd: {memory:?}");
         assert!(smaps.contains("memfd:guest-ram"), "{smaps}");
-        assert_eq!(memory.guest, 512 << 10);
+        assert_eq!((memory.guest, memory.guest_huge), (512 << 10, 512 << 10));
         // Only devices make a file worth it.
         let plain = Run::tasks("hold,poweroff");
         let mut guest = host.start(&plain.step())?;
@@ -355,7 +355,7 @@ fn ram_goes_round_what_is_reserved() {
         };
         let uncover = || host.shell(&format!("umount {list}"));
 
-        reserve("0x0000000010100000 0x00000000104fffff direct\\n")?;
+        reserve("0x0000000010100000 0x00000000104fffff reserved\\n")?;
         let run = reader(host, "nvme,poweroff")?
             .memory("1G")
             .cmdline("ignore_loglevel");
@@ -372,7 +372,7 @@ fn ram_goes_round_what_is_reserved() {
         uncover()?;
 
         // A hole where kernels begin.
-        reserve("0x0000000001000000 0x00000000010fffff direct\\n")?;
+        reserve("0x0000000001000000 0x00000000010fffff reserved\\n")?;
         let outcome = host.run(&reader(host, "poweroff")?.step())?;
         assert_refused(
             &outcome,
@@ -395,14 +395,14 @@ fn ram_goes_round_what_is_reserved() {
             uncover()
         };
         refused(
-            "0x0000000010100000 0x00000000fedfffff direct\\n0x00000000fef00000 0x00000fffffffffff direct\\n",
+            "0x0000000010100000 0x00000000fedfffff reserved\\n0x00000000fef00000 0x00000fffffffffff reserved\\n",
             &[
                 "does not fit what the IOMMU reaches: 0x0-0x100fffff",
                 "at most 256 MiB of memory",
             ],
         )?;
         refused(
-            "0x0000000000000000 0x00000000000fffff direct\\n",
+            "0x0000000000000000 0x00000000000fffff reserved\\n",
             &["guest RAM 0x0-0x1fffffff does not fit", "reserved"],
         )?;
         assert_read(&host.run(&reader(host, "nvme,poweroff")?.step())?);
