@@ -60,7 +60,8 @@ fn nodes(host: &Host) -> Result<(), HostError> {
              echo $((after - before))"
         ))?;
         let taken: u32 = taken.trim().parse().expect("a number");
-        assert!((16 << 10..20 << 10).contains(&taken), "{node}: {taken} KiB");
+        // The counter lags behind by some pages.
+        assert!((15 << 10..17 << 10).contains(&taken), "{node}: {taken} KiB");
     }
     Ok(())
 }
