@@ -60,7 +60,8 @@ fn nodes(host: &Host) -> Result<(), HostError> {
              echo $((after - before))"
         ))?;
         let taken: u32 = taken.trim().parse().expect("a number");
-        assert!((16 << 10..20 << 10).contains(&taken), "{node}: {taken} KiB");
+        // The counter lags behind by some pages.
+        assert!((15 << 10..17 << 10).contains(&taken), "{node}: {taken} KiB");
     }
     Ok(())
 }
@@ -87,7 +88,8 @@ fn relied_on(name: &str, version: KernelVersion, expected: impl Fn((u32, u32)) -
         power(host)?;
         host.shell("test -c /dev/iommu && test -c /dev/vfio/vfio")?;
         // Its modules are its own.
-        host.shell("grep -q virtio_vfio_pci /lib/modules/$(uname -r)/modules.dep")?;
+        host.shell("$(cat /proc/sys/kernel/modprobe) virtio_vfio_pci")?;
+        host.shell("test -e /sys/module/virtio_vfio_pci")?;
         Ok(())
     });
 }

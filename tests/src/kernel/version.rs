@@ -109,7 +109,12 @@ mod tests {
         );
         assert_eq!(
             own(new, old),
-            ["CONFIG_PREEMPT_LAZY", "CONFIG_VFIO_PCI_DMABUF"]
+            [
+                "CONFIG_PREEMPT_LAZY",
+                "CONFIG_NUMA_MIGRATION",
+                "CONFIG_KVM_IOAPIC",
+                "CONFIG_VFIO_PCI_DMABUF"
+            ]
         );
     }
 }
