@@ -6,6 +6,7 @@
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
 #   lab.pings=N           how many echo requests `net` and `affinity` send (default 3)
 #   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
+#   lab.disk=SERIAL       the NVMe that `load` reads (default: any)
 #   lab.rounds=N          how often `rebind` takes the first NVMe from its driver and
 #                         gives it back (default 3); `hold` waits for a line of input
 #   lab.wait=N            longest wait for a device, in seconds (default 20)
@@ -265,14 +266,26 @@ task_hold() {
     read -r _
 }
 
-# Reads the first NVMe over and over, past the page cache, while other tasks run.
+# has_disk SERIAL: finds the NVMe of that serial number, any if it's empty; sets
+# `disk` to its name.
+has_disk() {
+    for disk in nvme0n1 nvme1n1; do
+        [ -b "/dev/$disk" ] || continue
+        read -r serial <"/sys/block/$disk/device/serial"
+        case $serial in "${1:-$serial}") return ;; esac
+    done
+    return 1
+}
+
+# Reads an NVMe over and over, past the page cache, while other tasks run.
 task_load() {
-    await nvme0n1 test -b /dev/nvme0n1 || return
+    wanted=$(setting lab.disk "")
+    await "disk $wanted" has_disk "$wanted" || return
     count=$(($(setting lab.bytes 4194304) / 65536))
     while [ ! -e /tmp/enough ]; do
-        dd if=/dev/nvme0n1 bs=65536 count="$count" iflag=direct 2>/dev/null | sha256sum
+        dd if="/dev/$disk" bs=65536 count="$count" iflag=direct 2>/dev/null | sha256sum
     done >/tmp/sums &
-    marker load
+    marker load "disk=$disk"
 }
 
 task_unload() {

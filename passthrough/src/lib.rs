@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod assigned;
+mod attach;
 mod bar;
 pub mod binding;
 pub mod claim;
@@ -30,4 +31,8 @@ pub use assigned::{
 };
 pub use config::ConfigError;
 pub use interrupt::{InterruptStats, TrappedPage};
-pub use open::{OpenError, Opened, open};
+pub use open::{
+    DeviceRequest, FileName, FileNameError, Interface, OpenError, OpenFiles, OpenRequest, Opened,
+    open,
+};
+pub use sys::Pages;

@@ -9,7 +9,8 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt::Debug;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -40,6 +41,14 @@ pub unsafe trait HostMemory: Send + Sync + Debug {
     /// walk through this process's page tables. Nothing unless it is
     /// implemented: private memory has no file.
     fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        None
+    }
+
+    /// The memory as a dma-buf, when it is a device's: iommufd lets one device
+    /// reach another only by that. The buffer is dead for good once the device
+    /// stops decoding memory, so each map wants a new one. Nothing unless it is
+    /// implemented, as is right for RAM.
+    fn dma_buf(&self) -> Option<io::Result<OwnedFd>> {
         None
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 
-use crate::sys::Step;
+use crate::attach::Step;
 
 /// A refusal in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +26,16 @@ impl fmt::Display for Meaning {
 impl Step {
     fn action(self) -> &'static str {
         match self {
-            Self::OpenContainer | Self::OpenGroup | Self::OpenDevice => "open",
+            Self::OpenContainer
+            | Self::OpenGroup
+            | Self::OpenDevice
+            | Self::OpenIommufd
+            | Self::OpenCdev => "open",
             Self::CheckContainer => "use",
-            Self::NotViable | Self::ClaimGroup => "claim",
-            Self::SetIommu => "attach",
+            Self::NotViable | Self::ClaimGroup | Self::BindIommufd => "claim",
+            Self::SetIommu | Self::AttachIoas => "attach",
+            Self::AllocIoas => "make an address space in",
+            Self::AskLimits => "ask for the addresses of",
             Self::TellKvm => "tell KVM of",
             Self::DescribeDevice => "read the properties of",
         }
@@ -71,7 +77,57 @@ fn by_step(step: Step, errno: i32) -> Option<Words> {
         "a host driver, or another process, owns the DMA of a device in the group",
         "`airlock check` names it; bind it to vfio-pci or unbind it",
     );
+    const UNSAFE_INTERRUPTS: Words = (
+        "interrupts of the group are not isolated, so that a device could forge interrupts of the host (no interrupt remapping), or the firmware keeps memory mapped for it (RMRR)",
+        "enable interrupt remapping in the firmware and on the kernel command line",
+    );
     Some(match (step, errno) {
+        (Step::OpenIommufd, libc::ENOENT | libc::ENODEV | libc::ENXIO) => (
+            "the host's iommufd is not loaded",
+            "run `modprobe iommufd`, or use --iommu type1",
+        ),
+        (Step::OpenIommufd | Step::OpenCdev, libc::EACCES | libc::EPERM) => PERMISSION,
+        (Step::OpenCdev, libc::ENOENT | libc::ENODEV | libc::ENXIO) => (
+            "VFIO has no file of its own for the device",
+            "bind the device to vfio-pci, or use --iommu type1 if this kernel gives devices only by group",
+        ),
+        (Step::BindIommufd, libc::EPERM) => (
+            "a host driver, or another owner's iommufd or group, owns the DMA of a device in the group",
+            "`airlock check` names it; bind it to vfio-pci, unbind it, or stop the other owner (`fuser -v /dev/vfio/* /dev/vfio/devices/* /dev/iommu` names it)",
+        ),
+        (Step::BindIommufd, libc::EBUSY) => (
+            "another process has the device, or its group in a container",
+            "stop it first (`fuser -v /dev/vfio/* /dev/vfio/devices/*` names it)",
+        ),
+        (Step::BindIommufd, libc::EACCES) => (
+            "it is a virtual function whose physical function is in VFIO too, and the token is missing or another one",
+            "give it the token of its physical function (vf-token=UUID), or give the physical function back to its host driver",
+        ),
+        (Step::BindIommufd, libc::EINVAL) => (
+            "the device is bound to an iommufd already, is a virtual function that wants no token, or this kernel takes no token by this way (Linux 6.18 does)",
+            "leave the token out, or use --iommu type1",
+        ),
+        (Step::BindIommufd, libc::EAGAIN) => (
+            "another program is resetting or configuring the device",
+            "try again",
+        ),
+        (Step::BindIommufd, libc::ENODEV | libc::EIO) => (
+            "the device does not answer, or just left the host",
+            "see `dmesg | tail`; power-cycle the device or the host",
+        ),
+        (Step::AttachIoas, libc::EPERM) => UNSAFE_INTERRUPTS,
+        (Step::AttachIoas, libc::EINVAL) => (
+            "the device's IOMMU does not work with that of the devices before it",
+            "assign the devices to different guests",
+        ),
+        (Step::AttachIoas, libc::EADDRINUSE) => (
+            "addresses that are mapped already are reserved for the device",
+            "assign the devices to different guests",
+        ),
+        (Step::AskLimits, _) => (
+            "the kernel does not tell what the IOMMU can map",
+            "look for its own words with `dmesg | tail`",
+        ),
         (Step::OpenContainer, libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             ("the host's VFIO is not loaded", "run `modprobe vfio-pci`")
         }
@@ -101,10 +157,7 @@ fn by_step(step: Step, errno: i32) -> Option<Words> {
             "the group has lost its IOMMU or its last device",
             "check again: the host was changing",
         ),
-        (Step::SetIommu, libc::EPERM) => (
-            "interrupts of the group are not isolated, so that a device could forge interrupts of the host (no interrupt remapping), or the firmware keeps memory mapped for it (RMRR)",
-            "enable interrupt remapping in the firmware and on the kernel command line",
-        ),
+        (Step::SetIommu, libc::EPERM) => UNSAFE_INTERRUPTS,
         (Step::SetIommu, libc::EINVAL) => (
             "the group's IOMMU does not work with type1, or not together with that of the groups before it",
             "assign the devices to different guests",
@@ -122,8 +175,8 @@ fn by_step(step: Step, errno: i32) -> Option<Words> {
             "bind it to vfio-pci",
         ),
         (Step::OpenDevice, libc::EACCES) => (
-            "it is a virtual function whose physical function is in VFIO too and demands a token",
-            "give the physical function back to its host driver",
+            "it is a virtual function whose physical function is in VFIO too, and the token is missing or another one",
+            "give it the token of its physical function (vf-token=UUID), or give the physical function back to its host driver",
         ),
         (Step::OpenDevice, libc::EAGAIN) => (
             "another program is resetting or configuring the device",
@@ -180,7 +233,7 @@ fn by_errno(errno: i32) -> Option<Words> {
 mod tests {
     use super::*;
 
-    const STEPS: [Step; 9] = [
+    const STEPS: [Step; 15] = [
         Step::OpenContainer,
         Step::CheckContainer,
         Step::OpenGroup,
@@ -189,7 +242,13 @@ mod tests {
         Step::SetIommu,
         Step::TellKvm,
         Step::OpenDevice,
+        Step::OpenIommufd,
+        Step::AllocIoas,
+        Step::OpenCdev,
+        Step::BindIommufd,
+        Step::AttachIoas,
         Step::DescribeDevice,
+        Step::AskLimits,
     ];
 
     fn words(step: Step, errno: i32) -> String {
@@ -228,6 +287,13 @@ mod tests {
             (Step::OpenDevice, libc::ENODEV, "not on a VFIO driver"),
             (Step::DescribeDevice, libc::ENODEV, "does not answer"),
             (Step::OpenDevice, libc::EACCES, "token"),
+            (Step::OpenIommufd, libc::ENOENT, "modprobe iommufd"),
+            (Step::OpenCdev, libc::ENOENT, "--iommu type1"),
+            (Step::OpenCdev, libc::EACCES, "chown"),
+            (Step::BindIommufd, libc::EPERM, "owns the DMA"),
+            (Step::BindIommufd, libc::EACCES, "vf-token="),
+            (Step::AttachIoas, libc::EPERM, "interrupt remapping"),
+            (Step::AskLimits, libc::ENOTTY, "dmesg"),
             (Step::OpenGroup, libc::EACCES, "chown"),
             (Step::SetIommu, libc::ENOMEM, "memory"),
             (Step::OpenDevice, libc::EMFILE, "ulimit -n"),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use devices::pci::PciAddress;
 
+use crate::backend::Backend;
 use crate::binaries::AIRLOCK;
 use crate::host::{INSTALL_DIRECTORY, Step};
 use crate::lab::names;
@@ -23,6 +24,17 @@ pub fn check(devices: &[PciAddress]) -> Step {
     airlock(["check".to_owned()].into_iter().chain(devices))
 }
 
+/// The same, as `airlock run` would have them by this backend.
+pub fn check_by(backend: Backend, devices: &[PciAddress]) -> Step {
+    let words = [
+        "check".to_owned(),
+        "--iommu".to_owned(),
+        backend.to_string(),
+    ];
+    let devices = devices.iter().map(ToString::to_string);
+    airlock(words.into_iter().chain(devices))
+}
+
 /// Any command of airlock.
 pub fn airlock<S: Into<String>>(arguments: impl IntoIterator<Item = S>) -> Step {
     let arguments = arguments.into_iter().map(Into::into);
@@ -37,6 +49,7 @@ pub struct Run {
     cmdline: String,
     memory: String,
     cpus: String,
+    backend: Option<Backend>,
     devices: Vec<String>,
     extra: Vec<String>,
     limit: Duration,
@@ -52,6 +65,7 @@ impl Run {
             cmdline: format!("console=ttyS0 quiet panic=-1 lab.do={tasks}"),
             memory: "512M".to_owned(),
             cpus: "1".to_owned(),
+            backend: None,
             devices: Vec::new(),
             extra: Vec::new(),
             limit: GUEST_LIMIT,
@@ -90,6 +104,12 @@ impl Run {
     /// `--cpus`, as it's written.
     pub fn cpus(mut self, cpus: impl ToString) -> Self {
         self.cpus = cpus.to_string();
+        self
+    }
+
+    /// `--iommu`: how devices are had. Without it airlock chooses.
+    pub fn iommu(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
         self
     }
 
@@ -134,6 +154,9 @@ impl Run {
         option("--cmdline", &self.cmdline);
         option("--memory", &self.memory);
         option("--cpus", &self.cpus);
+        if let Some(backend) = self.backend {
+            option("--iommu", &backend.to_string());
+        }
         for device in &self.devices {
             option("--device", device);
         }
@@ -168,6 +191,7 @@ mod tests {
             .cmdline("lab.bytes=65536")
             .memory("1G")
             .cpus(2)
+            .iommu(Backend::Type1)
             .device("0000:01:00.0")
             .device("0000:02:00.0")
             .timeline("/run/t.json")
@@ -176,7 +200,7 @@ mod tests {
             step.title(),
             "/run/lab/airlock run --kernel /run/lab/vmlinux --initrd /run/lab/guest.cpio \
              --cmdline console=ttyS0 quiet panic=-1 lab.do=nvme,poweroff lab.bytes=65536 \
-             --memory 1G --cpus 2 --device 0000:01:00.0 --device 0000:02:00.0 \
+             --memory 1G --cpus 2 --iommu type1 --device 0000:01:00.0 --device 0000:02:00.0 \
              --timeline /run/t.json"
         );
         assert!(
@@ -194,6 +218,10 @@ mod tests {
         assert_eq!(
             check(&[address, address]).title(),
             "/run/lab/airlock check 0000:01:00.0 0000:01:00.0"
+        );
+        assert_eq!(
+            check_by(Backend::Iommufd, &[address]).title(),
+            "/run/lab/airlock check --iommu iommufd 0000:01:00.0"
         );
     }
 }

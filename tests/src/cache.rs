@@ -64,6 +64,17 @@ impl Cache {
         self.root.join(name)
     }
 
+    /// The names of what begins with `prefix`, in no order.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the cache cannot be read.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>, CacheError> {
+        let entries = fs::read_dir(&self.root).map_err(CacheError::at(&self.root))?;
+        let names = entries.flatten().map(|entry| entry.file_name());
+        let names = names.filter_map(|name| name.into_string().ok());
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+    }
+
     /// The entry `name`: as it is if it's there, else made by `make`, which
     /// writes it at the path that it is given. Two processes that ask at the
     /// same time make it once; `what` tells the second one's user what it waits

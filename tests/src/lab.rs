@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 
@@ -10,7 +10,7 @@ use crate::binaries::{self, BinariesError};
 use crate::cache::{Cache, CacheError};
 use crate::host::{Content, Host, HostError, Parts};
 use crate::initramfs::{self, InitramfsError};
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, KernelVersion};
 use crate::machine::Machine;
 use crate::prerequisites::{self, PrerequisiteError, find_program, find_static_program};
 
@@ -39,11 +39,14 @@ pub enum LabError {
 pub struct Lab {
     cache: Cache,
     parts: Parts,
+    /// The parts with the other kernel, once a machine asked for them.
+    recent: OnceLock<Result<Parts, Arc<KernelError>>>,
 }
 
 impl Lab {
     /// Sets up what is missing, with progress on standard error: packages (as
-    /// root), the kernel (once, some minutes), airlock and the agent (cargo).
+    /// root), the kernel (once, some minutes), airlock and the agent (cargo). The
+    /// recent kernel waits for a machine that asks for it.
     ///
     /// # Errors
     /// [`LabError`] with what to do about it.
@@ -51,35 +54,36 @@ impl Lab {
         let cache = Cache::open()?;
         // Asked for together, so that a user who isn't root is told one command.
         let mut needs = prerequisites::RUN.to_vec();
-        if Kernel::must_be_built(&cache)? {
+        if Kernel::must_be_built(&cache, KernelVersion::default())? {
             needs.extend(prerequisites::BUILD);
         }
         prerequisites::ensure(&cache, &needs)?;
         let missing = |name: &str| PrerequisiteError::StillMissing(vec![name.to_owned()]);
         let qemu = find_program("qemu-system-x86_64").ok_or_else(|| missing("QEMU"))?;
         let busybox = find_static_program("busybox").ok_or_else(|| missing("busybox"))?;
-        let kernel = Kernel::get(&cache)?;
+        let kernel = Kernel::get(&cache, KernelVersion::default())?;
         let mut install: BTreeMap<_, _> = binaries::build(&cache)?
             .into_iter()
             .map(|(name, path)| (name, Content::File(path)))
             .collect();
         for (name, content) in [
             (names::BZIMAGE, Content::File(kernel.bzimage.clone())),
-            (names::ELF, Content::File(kernel.elf)),
+            (names::ELF, Content::File(kernel.elf(&cache)?)),
             (names::INITRD, Content::Bytes(initramfs::guest(&busybox)?)),
         ] {
             install.insert(name.to_owned(), content);
         }
-        if let Some(modules) = &kernel.modules {
-            add_tree(&mut install, names::MODULES, modules).map_err(CacheError::at(modules))?;
-        }
         let parts = Parts {
             qemu,
-            kernel: kernel.bzimage,
+            kernel: kernel.bzimage.clone(),
             initrd: initramfs::host(&busybox)?,
             install,
         };
-        Ok(Self { cache, parts })
+        Ok(Self {
+            parts: with_host_kernel(parts, &kernel)?,
+            cache,
+            recent: OnceLock::new(),
+        })
     }
 
     /// The lab of this process: set up at the first call.
@@ -94,10 +98,41 @@ impl Lab {
     /// Boots a machine; see [`Host::boot`].
     ///
     /// # Errors
-    /// [`HostError`] when it does not come up.
+    /// [`HostError`] when it does not come up, or its kernel cannot be had.
     pub fn boot(&self, machine: &Machine) -> Result<Host, HostError> {
-        Host::boot(&self.cache, &self.parts, machine)
+        let parts = self.parts_with(machine.kernel_version());
+        let parts = parts.map_err(|source| HostError::Kernel {
+            machine: machine.name().to_owned(),
+            source,
+        })?;
+        Host::boot(&self.cache, parts, machine)
     }
+
+    /// The parts of a host that runs `version`. A failure is told to each machine
+    /// that asks for it, and not tried again.
+    fn parts_with(&self, version: KernelVersion) -> Result<&Parts, Arc<KernelError>> {
+        if version == KernelVersion::default() {
+            return Ok(&self.parts);
+        }
+        let make = || {
+            let kernel = Kernel::get(&self.cache, version)?;
+            Ok(with_host_kernel(self.parts.clone(), &kernel)?)
+        };
+        let parts = self.recent.get_or_init(|| make().map_err(Arc::new));
+        parts.as_ref().map_err(Arc::clone)
+    }
+}
+
+/// The parts with another kernel for the nested host, and with its modules; what
+/// guests boot stays.
+fn with_host_kernel(mut parts: Parts, kernel: &Kernel) -> Result<Parts, CacheError> {
+    parts.kernel.clone_from(&kernel.bzimage);
+    let below = format!("{}/", names::MODULES);
+    parts.install.retain(|name, _| !name.starts_with(&below));
+    if let Some(modules) = &kernel.modules {
+        add_tree(&mut parts.install, names::MODULES, modules).map_err(CacheError::at(modules))?;
+    }
+    Ok(parts)
 }
 
 /// Adds the files below `directory` as files below `name`.

@@ -2,9 +2,9 @@
 //! machine, with or without KVM and an IOMMU of its own.
 //!
 //! QEMU emulates a machine with AMD's SVM and Intel's VT-d. In it runs a kernel
-//! that the lab builds once from Debian's source package, with the root of the
-//! real machine as its root (read-only) and an agent that runs what a scenario
-//! asks for. airlock in it finds a real KVM, a real VFIO and real groups.
+//! that the lab builds once from Debian's source package (or a newer one, see
+//! [`Machine::kernel`](machine::Machine::kernel)), with the root of the real
+//! machine as its root (read-only) and an agent that runs what a scenario asks for. airlock in it finds a real KVM, a real VFIO and real groups.
 //!
 //! ```no_run
 //! use lab::airlock::Run;
@@ -35,6 +35,13 @@
 //!   VFIO driver, for [`Device::virtio_net`](machine::Device::virtio_net), which is
 //!   a module.
 //!
+//! # Both backends
+//!
+//! A scenario that assigns a device is a function of the [`Backend`], of which
+//! [`on_both_backends!`] makes two tests: `cargo test -p tests ::iommufd` runs all
+//! that are by iommufd. What has nothing to do with how a device is had is a plain
+//! test.
+//!
 //! # Files and variables
 //!
 //! Everything is kept below `$XDG_CACHE_HOME/airlock/lab` or
@@ -43,12 +50,14 @@
 //! | variable | |
 //! |---|---|
 //! | `AIRLOCK_LAB_KERNEL` | a bzImage to use instead of building one; a directory `modules` beside it stands for its `/lib/modules` |
+//! | `AIRLOCK_LAB_KERNEL_RECENT` | the same for machines that ask for a recent kernel |
 //! | `AIRLOCK_BIN` | an `airlock` binary to test instead of this workspace's |
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod airlock;
 pub mod apt;
+mod backend;
 pub mod binaries;
 pub mod cache;
 mod command;
@@ -66,5 +75,6 @@ pub mod progress;
 mod scenario;
 pub mod timeline;
 
+pub use backend::Backend;
 pub use lab::{Lab, LabError, names};
 pub use scenario::scenario;

@@ -4,7 +4,9 @@ use lab::airlock::Run;
 use lab::host::{Exit, Outcome};
 use lab::machine::{Device, DeviceModel, Machine, Slot};
 use lab::markers::{Marker, Markers};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
+
+on_both_backends!(a_bar_below_a_page, a_bar_of_16_gib,);
 
 const ALL_ONES: Option<u64> = Some(0xffff_ffff);
 
@@ -27,11 +29,10 @@ fn size(markers: &Markers, index: u64) -> Option<u64> {
 
 /// Its registers are a page of the device's, and are reached directly where the
 /// guest gives them a page too; anywhere else each access is trapped.
-#[test]
-fn a_bar_below_a_page() {
+fn a_bar_below_a_page(backend: Backend) {
     const MIDDLE_OF_A_PAGE: u64 = 0xc000_0100;
     const A_PAGE: u64 = 0xc010_0000;
-    let machine = Machine::new("small-bar")
+    let machine = Machine::new(format!("small-bar-{backend}"))
         .slot(integrated("shm", "ivshmem-plain,memdev=memory"))
         .qemu_args(["-object", "memory-backend-ram,size=1M,share=on,id=memory"]);
     scenario(&machine, |host| {
@@ -39,6 +40,7 @@ fn a_bar_below_a_page() {
         let run = Run::tasks("bar,poweroff")
             .cmdline("lab.bar=1af4:1110,0,0x5a")
             .cmdline(&format!("lab.move={MIDDLE_OF_A_PAGE:#x},{A_PAGE:#x}"))
+            .iommu(backend)
             .device(host.address("shm")?);
         let markers = markers(&host.run(&run.step())?);
         assert_eq!(size(&markers, 0), Some(256));
@@ -58,13 +60,14 @@ fn a_bar_below_a_page() {
 }
 
 /// And the ports of the same device, which are trapped.
-#[test]
-fn a_bar_of_16_gib() {
-    let machine = Machine::new("large-bar").slot(integrated("large", "pci-testdev,membar=16G"));
+fn a_bar_of_16_gib(backend: Backend) {
+    let machine = Machine::new(format!("large-bar-{backend}"))
+        .slot(integrated("large", "pci-testdev,membar=16G"));
     scenario(&machine, |host| {
         host.bind_vfio(&["large"])?;
         let run = Run::tasks("bar,poweroff")
             .cmdline("lab.bar=1b36:0005,2,0x5a")
+            .iommu(backend)
             .device(host.address("large")?);
         let markers = markers(&host.run(&run.step())?);
         assert_eq!(size(&markers, 0), Some(4096));

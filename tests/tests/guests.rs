@@ -2,11 +2,23 @@
 
 use std::time::Duration;
 
-use lab::airlock::{Run, check, number_before};
+use lab::airlock::{Run, check_by, number_before};
 use lab::host::{Exit, Host, HostError, Outcome, Step};
+use lab::kernel::KernelVersion;
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
+
+on_both_backends!(
+    an_nvme_by_bzimage_and_by_pvh,
+    an_nvme_on_a_recent_host,
+    two_devices_and_two_cpus,
+    reboot_power_off_and_panic_end_the_vm,
+    a_killed_airlock_leaves_the_device_usable,
+    the_timeline_is_in_order,
+    a_device_with_2048_vectors_costs_what_its_driver_uses,
+    interrupts_that_move_between_cpus_under_load,
+);
 
 const BYTES: u64 = 1 << 20;
 const DISK_BYTES: u64 = 16 << 20;
@@ -18,9 +30,10 @@ fn disk() -> Disk {
 }
 
 /// A guest with the NVMe that reads from it and then does `tasks`.
-fn reader(host: &Host, tasks: &str) -> Result<Run, HostError> {
+fn reader(host: &Host, backend: Backend, tasks: &str) -> Result<Run, HostError> {
     Ok(Run::tasks(&format!("nvme,{tasks}"))
         .cmdline(&format!("lab.bytes={BYTES}"))
+        .iommu(backend)
         .device(host.address("disk")?))
 }
 
@@ -42,25 +55,31 @@ fn assert_read(outcome: &Outcome) {
     assert!(fired >= 2, "the admin queue and an I/O queue interrupt");
 }
 
-#[test]
-fn an_nvme_by_bzimage_and_by_pvh() {
-    let machine = Machine::new("nvme").device(Device::nvme("disk", disk()));
-    scenario(&machine, |host| {
-        host.bind_vfio(&["disk"])?;
-        let verdict = host.run(&check(&[host.address("disk")?]))?;
-        assert_eq!(verdict.exit, Exit::Status(0), "{}", verdict.stdout);
-        for run in [
-            reader(host, "poweroff")?,
-            reader(host, "poweroff")?.pvh(),
-            reader(host, "cpus,poweroff")?.cpus(2),
-        ] {
-            let outcome = host.run(&run.step())?;
-            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
-            assert_read(&outcome);
-            if let Some(cpus) = Markers::of(&outcome.lines).first("cpus") {
-                assert_eq!(cpus.number("online"), Some(2));
-            }
+/// The disk passes the check, and each guest reads it.
+fn assert_reads(host: &Host, backend: Backend, runs: &[Run]) -> Result<(), HostError> {
+    host.bind_vfio(&["disk"])?;
+    let verdict = host.run(&check_by(backend, &[host.address("disk")?]))?;
+    assert_eq!(verdict.exit, Exit::Status(0), "{}", verdict.stdout);
+    for run in runs {
+        let outcome = host.run(&run.step())?;
+        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        assert_read(&outcome);
+        if let Some(cpus) = Markers::of(&outcome.lines).first("cpus") {
+            assert_eq!(cpus.number("online"), Some(2));
         }
+    }
+    Ok(())
+}
+
+fn an_nvme_by_bzimage_and_by_pvh(backend: Backend) {
+    let machine = Machine::new(format!("nvme-{backend}")).device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let runs = [
+            reader(host, backend, "poweroff")?,
+            reader(host, backend, "poweroff")?.pvh(),
+            reader(host, backend, "cpus,poweroff")?.cpus(2),
+        ];
+        assert_reads(host, backend, &runs)?;
         // The device goes back to the host as it was.
         host.bind("disk", "nvme")?;
         let sum = host.shell(&format!("head -c {BYTES} /dev/nvme0n1 | sha256sum"))?;
@@ -70,15 +89,27 @@ fn an_nvme_by_bzimage_and_by_pvh() {
     });
 }
 
-#[test]
-fn two_devices_and_two_cpus() {
-    let machine = Machine::new("two-devices")
+fn an_nvme_on_a_recent_host(backend: Backend) {
+    let machine = Machine::new(format!("recent-{backend}"))
+        .kernel(KernelVersion::Recent)
+        .device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let runs = [
+            reader(host, backend, "poweroff")?,
+            reader(host, backend, "cpus,poweroff")?.cpus(2).pvh(),
+        ];
+        assert_reads(host, backend, &runs)
+    });
+}
+
+fn two_devices_and_two_cpus(backend: Backend) {
+    let machine = Machine::new(format!("two-devices-{backend}"))
         .cpus(2)
         .device(Device::nvme("disk", disk()))
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk", "nic"])?;
-        let run = reader(host, "net,cpus,poweroff")?
+        let run = reader(host, backend, "net,cpus,poweroff")?
             .cmdline("lab.pings=5")
             .device(host.address("nic")?)
             .cpus(2);
@@ -99,9 +130,8 @@ fn two_devices_and_two_cpus() {
     });
 }
 
-#[test]
-fn reboot_power_off_and_panic_end_the_vm() {
-    let machine = Machine::new("ends").device(Device::nvme("disk", disk()));
+fn reboot_power_off_and_panic_end_the_vm(backend: Backend) {
+    let machine = Machine::new(format!("ends-{backend}")).device(Device::nvme("disk", disk()));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         // By the reset register of ACPI, by the keyboard controller, and by a
@@ -114,7 +144,7 @@ fn reboot_power_off_and_panic_end_the_vm() {
             ("panic", "panic=0", 4),
             ("poweroff", "", 0),
         ] {
-            let run = reader(host, tasks)?.cmdline(words);
+            let run = reader(host, backend, tasks)?.cmdline(words);
             let outcome = host.run(&run.step())?;
             let told = format!("{tasks} {words}: {}", outcome.stderr);
             assert_eq!(outcome.exit, Exit::Status(status), "{told}");
@@ -132,43 +162,43 @@ fn reboot_power_off_and_panic_end_the_vm() {
     });
 }
 
-#[test]
-fn a_killed_airlock_leaves_the_device_usable() {
-    let machine = Machine::new("killed").device(Device::nvme("disk", disk()));
+fn a_killed_airlock_leaves_the_device_usable(backend: Backend) {
+    let machine = Machine::new(format!("killed-{backend}")).device(Device::nvme("disk", disk()));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         for (signal, exit) in [(9, Exit::Signal(9)), (15, Exit::Status(143))] {
-            let mut guest = host.start(&reader(host, "sleep")?.step())?;
+            let mut guest = host.start(&reader(host, backend, "sleep")?.step())?;
             guest.wait_line("lab: sleep", BOOT)?;
             guest.signal(signal)?;
             assert_eq!(guest.wait()?.exit, exit);
-            let outcome = host.run(&reader(host, "poweroff")?.step())?;
+            let outcome = host.run(&reader(host, backend, "poweroff")?.step())?;
             assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
             assert_read(&outcome);
         }
         // Killed at any time while it starts, it leaves nothing behind either.
         for after in ["0.05", "0.15", "0.3", "0.6"] {
-            let run = reader(host, "sleep")?;
+            let run = reader(host, backend, "sleep")?;
             let guest = host.start(&run.step())?;
             host.run(&Step::argv(["sleep", after]))?;
             guest.signal(9)?;
             assert_eq!(guest.wait()?.exit, Exit::Signal(9));
         }
-        let outcome = host.run(&reader(host, "poweroff")?.step())?;
+        let outcome = host.run(&reader(host, backend, "poweroff")?.step())?;
         assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
         assert_read(&outcome);
         Ok(())
     });
 }
 
-#[test]
-fn the_timeline_is_in_order() {
-    let machine = Machine::new("timeline").device(Device::nvme("disk", disk()));
+fn the_timeline_is_in_order(backend: Backend) {
+    let machine = Machine::new(format!("timeline-{backend}")).device(Device::nvme("disk", disk()));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         let path = "/run/lab/timeline.json";
         // More memory than can be populated while the device is being opened.
-        let run = reader(host, "poweroff")?.memory("2G").timeline(path);
+        let run = reader(host, backend, "poweroff")?
+            .memory("2G")
+            .timeline(path);
         host.run(&run.step())?.expect_success()?;
         let text = host.shell(&format!("cat {path}"))?;
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -191,16 +221,17 @@ fn the_timeline_is_in_order() {
     });
 }
 
-#[test]
-fn a_device_with_2048_vectors_costs_what_its_driver_uses() {
+fn a_device_with_2048_vectors_costs_what_its_driver_uses(backend: Backend) {
     let device = Device::nvme("disk", disk())
         .property("msix_qsize=2048")
         .property("max_ioqpairs=64");
-    let machine = Machine::new("many-vectors").cpus(2).device(device);
+    let machine = Machine::new(format!("many-vectors-{backend}"))
+        .cpus(2)
+        .device(device);
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         for idle in ["host", "guest"] {
-            let run = reader(host, "poweroff")?
+            let run = reader(host, backend, "poweroff")?
                 .cpus(2)
                 .arg("--cpu")
                 .arg(format!("idle={idle}"))
@@ -229,7 +260,9 @@ fn a_device_with_2048_vectors_costs_what_its_driver_uses() {
         }
         // A queue a CPU, of which a short read uses only some: the others are
         // unmasked all the same, and cost no entry in the routing table.
-        let run = reader(host, "cpus,poweroff")?.cpus(8).arg("--stats");
+        let run = reader(host, backend, "cpus,poweroff")?
+            .cpus(8)
+            .arg("--stats");
         let outcome = host.run(&run.step())?;
         let told = &outcome.stderr;
         assert_eq!(outcome.exit, Exit::Status(0), "{told}");
@@ -246,16 +279,16 @@ fn a_device_with_2048_vectors_costs_what_its_driver_uses() {
     });
 }
 
-#[test]
-fn interrupts_that_move_between_cpus_under_load() {
+fn interrupts_that_move_between_cpus_under_load(backend: Backend) {
     const PINGS: u64 = 2000;
-    let machine = Machine::new("affinity")
+    let machine = Machine::new(format!("affinity-{backend}"))
         .cpus(2)
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         host.bind_vfio(&["nic"])?;
         let run = Run::tasks("affinity,poweroff")
             .cmdline(&format!("lab.pings={PINGS}"))
+            .iommu(backend)
             .device(host.address("nic")?)
             .cpus(2)
             .arg("--stats");

@@ -6,7 +6,15 @@ use lab::airlock::Run;
 use lab::host::{Exit, Host, HostError};
 use lab::machine::{Device, Machine, Slot};
 use lab::markers::Markers;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
+
+on_both_backends!(
+    packets_by_msix_and_by_the_pin,
+    an_interrupt_costs_no_exit_to_airlock,
+    each_msi_arrives_once,
+    each_interrupt_of_a_pin_arrives_once,
+    two_cards_on_one_line,
+);
 
 const PINGS: u64 = 20;
 /// A guest boots in a few seconds; a busy machine is several times slower.
@@ -32,9 +40,17 @@ impl End {
 
 /// A guest whose network card is `nic`, told `words` on its command line. All
 /// packets must come back, and all interrupts come in through `chip`.
-fn pings(host: &Host, nic: &str, words: &str, chip: &str, end: End) -> Result<(), HostError> {
+fn pings(
+    host: &Host,
+    backend: Backend,
+    nic: &str,
+    words: &str,
+    chip: &str,
+    end: End,
+) -> Result<(), HostError> {
     let run = Run::tasks("net,poweroff")
         .cmdline(&format!("lab.pings={PINGS} {words}"))
+        .iommu(backend)
         .device(host.address(nic)?)
         .arg("--stats");
     let outcome = host.run(&end.of(run).step())?;
@@ -61,22 +77,22 @@ fn pings(host: &Host, nic: &str, words: &str, chip: &str, end: End) -> Result<()
     Ok(())
 }
 
-#[test]
-fn packets_by_msix_and_by_the_pin() {
-    let machine = Machine::new("interrupt-kinds")
+fn packets_by_msix_and_by_the_pin(backend: Backend) {
+    let machine = Machine::new(format!("interrupt-kinds-{backend}"))
         .device(Device::e1000e("nic"))
         .slot(Slot::ConventionalBridge(vec![Device::e1000("old-nic")]));
     scenario(&machine, |host| {
         host.bind_vfio(&["nic", "old-nic"])?;
-        pings(host, "nic", "", "PCI-MSIX", End::Resampled)?;
-        pings(host, "nic", "pci=nomsi", "IO-APIC", End::Resampled)?;
+        let pings = |nic, words, chip, end| pings(host, backend, nic, words, chip, end);
+        pings("nic", "", "PCI-MSIX", End::Resampled)?;
+        pings("nic", "pci=nomsi", "IO-APIC", End::Resampled)?;
         // The driver tries MSI, finds that QEMU's card can't do it, and goes
         // back to the pin.
-        pings(host, "nic", "e1000e.IntMode=1", "IO-APIC", End::Resampled)?;
+        pings("nic", "e1000e.IntMode=1", "IO-APIC", End::Resampled)?;
         // A card that has only its pin.
-        pings(host, "old-nic", "", "IO-APIC", End::Resampled)?;
-        pings(host, "old-nic", "", "IO-APIC", End::Trapped)?;
-        pings(host, "nic", "pci=nomsi", "IO-APIC", End::Trapped)?;
+        pings("old-nic", "", "IO-APIC", End::Resampled)?;
+        pings("old-nic", "", "IO-APIC", End::Trapped)?;
+        pings("nic", "pci=nomsi", "IO-APIC", End::Trapped)?;
         Ok(())
     });
 }
@@ -88,9 +104,8 @@ fn trapped_accesses(host: &Host) -> Result<u64, HostError> {
     Ok(text.trim().parse().expect("a number"))
 }
 
-#[test]
-fn an_interrupt_costs_no_exit_to_airlock() {
-    let machine = Machine::new("interrupt-exits").device(Device::e1000e("nic"));
+fn an_interrupt_costs_no_exit_to_airlock(backend: Backend) {
+    let machine = Machine::new(format!("interrupt-exits-{backend}")).device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         host.bind_vfio(&["nic"])?;
         for (words, end) in [
@@ -100,6 +115,7 @@ fn an_interrupt_costs_no_exit_to_airlock() {
         ] {
             let run = Run::tasks("net,nap,net,nap,poweroff")
                 .cmdline(&format!("lab.pings={PINGS} {words}"))
+                .iommu(backend)
                 .device(host.address("nic")?);
             let mut guest = host.start(&end.of(run).step())?;
             // When all is set up and each vector has fired: packets alone.
@@ -123,14 +139,14 @@ fn an_interrupt_costs_no_exit_to_airlock() {
     });
 }
 
-#[test]
-fn each_msi_arrives_once() {
+fn each_msi_arrives_once(backend: Backend) {
     const RAISED: u64 = 50;
-    let machine = Machine::new("msi").device(Device::edu("edu"));
+    let machine = Machine::new(format!("msi-{backend}")).device(Device::edu("edu"));
     scenario(&machine, |host| {
         host.bind_vfio(&["edu"])?;
         let run = Run::tasks("msi,poweroff")
             .cmdline(&format!("lab.raise={RAISED}"))
+            .iommu(backend)
             .device(host.address("edu")?);
         let outcome = host.run(&run.step())?;
         assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
@@ -147,15 +163,15 @@ fn each_msi_arrives_once() {
     });
 }
 
-#[test]
-fn each_interrupt_of_a_pin_arrives_once() {
+fn each_interrupt_of_a_pin_arrives_once(backend: Backend) {
     const RAISED: u64 = 50;
-    let machine = Machine::new("pin").device(Device::edu("edu"));
+    let machine = Machine::new(format!("pin-{backend}")).device(Device::edu("edu"));
     scenario(&machine, |host| {
         host.bind_vfio(&["edu"])?;
         for end in [End::Resampled, End::Trapped] {
             let run = Run::tasks("pin,poweroff")
                 .cmdline(&format!("lab.raise={RAISED}"))
+                .iommu(backend)
                 .device(host.address("edu")?)
                 .arg("--stats");
             let outcome = host.run(&end.of(run).step())?;
@@ -184,11 +200,11 @@ fn each_interrupt_of_a_pin_arrives_once() {
     });
 }
 
-#[test]
-fn two_cards_on_one_line() {
+fn two_cards_on_one_line(backend: Backend) {
     // There are eight lines: the first device and the ninth share one.
     let between: Vec<_> = (2..9).map(|number| format!("edu-{number}")).collect();
-    let mut machine = Machine::new("shared-line").device(Device::e1000e("first"));
+    let mut machine =
+        Machine::new(format!("shared-line-{backend}")).device(Device::e1000e("first"));
     for name in &between {
         machine = machine.slot(Slot::Integrated(Device::edu(name)));
     }
@@ -201,6 +217,7 @@ fn two_cards_on_one_line() {
         for end in [End::Resampled, End::Trapped] {
             let mut run = Run::tasks("net,poweroff")
                 .cmdline(&format!("lab.pings={PINGS} pci=nomsi"))
+                .iommu(backend)
                 .limit(Duration::from_secs(180));
             for name in &names {
                 run = run.device(host.address(name)?);

@@ -4,21 +4,27 @@ use lab::airlock::Run;
 use lab::host::Exit;
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
+
+on_both_backends!(
+    resets_by_the_guest,
+    moves_under_load,
+    large_bars_behind_a_port,
+);
 
 const BYTES: u64 = 1 << 20;
 
-#[test]
-fn resets_by_the_guest() {
+fn resets_by_the_guest(backend: Backend) {
     let disk = Disk::seeded(16 << 20, 17);
     let written = disk.digest(BYTES).unwrap().to_string();
-    let machine = Machine::new("ports")
+    let machine = Machine::new(format!("ports-{backend}"))
         .device(Device::nvme("disk", disk))
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk", "nic"])?;
         let run = Run::tasks("ports,nvme,resets,net,poweroff")
             .cmdline(&format!("lab.bytes={BYTES}"))
+            .iommu(backend)
             .device(host.address("disk")?)
             .device(host.address("nic")?);
         let outcome = host.run(&run.step())?;
@@ -53,13 +59,12 @@ fn resets_by_the_guest() {
 
 /// The NIC's registers go round in its port's window, over its other BARs and
 /// back, while another CPU reads from the disk.
-#[test]
-fn moves_under_load() {
+fn moves_under_load(backend: Backend) {
     const PLACES: [u64; 4] = [0xc01a_0000, 0xc016_0000, 0xc01c_0000, 0xc014_0000];
     const ROUNDS: usize = 8;
     let disk = Disk::seeded(16 << 20, 18);
     let written = disk.digest(BYTES).unwrap().to_string();
-    let machine = Machine::new("moves")
+    let machine = Machine::new(format!("moves-{backend}"))
         .cpus(2)
         .device(Device::nvme("disk", disk))
         .device(Device::e1000e("nic"));
@@ -74,6 +79,7 @@ fn moves_under_load() {
             .cmdline(&format!("lab.bytes={BYTES} lab.bar=8086:10d3,0,0x241"))
             .cmdline(&format!("lab.move={}", moves.join(",")))
             .cpus(2)
+            .iommu(backend)
             .device(host.address("disk")?)
             .device(host.address("nic")?);
         let outcome = host.run(&run.step())?;
@@ -102,22 +108,24 @@ fn moves_under_load() {
 
 /// A controller with its queues in a memory BAR of its own, and a BAR of 16 GiB
 /// besides: both are prefetchable, and above 4 GiB behind their port.
-#[test]
-fn large_bars_behind_a_port() {
+fn large_bars_behind_a_port(backend: Backend) {
     let disk = Disk::seeded(16 << 20, 19);
     let written = disk.digest(BYTES).unwrap().to_string();
     let disk = Device::nvme("disk", disk)
         .property("legacy-cmb=on")
         .property("cmb_size_mb=64")
         .property("pmrdev=memory");
-    let machine = Machine::new("large-bars").device(disk).qemu_args([
-        "-object",
-        "memory-backend-ram,size=16G,share=on,reserve=off,id=memory",
-    ]);
+    let machine = Machine::new(format!("large-bars-{backend}"))
+        .device(disk)
+        .qemu_args([
+            "-object",
+            "memory-backend-ram,size=16G,share=on,reserve=off,id=memory",
+        ]);
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         let run = Run::tasks("ports,nvme,bar,poweroff")
             .cmdline(&format!("lab.bytes={BYTES} lab.bar=1b36:0010,2,0x5a"))
+            .iommu(backend)
             .device(host.address("disk")?);
         let outcome = host.run(&run.step())?;
         assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);

@@ -7,7 +7,12 @@ use lab::airlock::{Run, number_before};
 use lab::host::{Exit, Host, HostError, Outcome, Process};
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
+
+on_both_backends!(
+    fifty_rebinds_leave_nothing_behind,
+    a_device_arms_what_its_driver_uses,
+);
 
 const BYTES: u64 = 1 << 20;
 const CPUS: usize = 2;
@@ -21,9 +26,10 @@ fn disk(seed: u64) -> Disk {
 }
 
 /// A guest that reads from the NVMe `name` and then does `tasks`.
-fn reader(host: &Host, name: &str, tasks: &str) -> Result<Run, HostError> {
+fn reader(host: &Host, backend: Backend, name: &str, tasks: &str) -> Result<Run, HostError> {
     Ok(Run::tasks(&format!("nvme,{tasks}"))
         .cmdline(&format!("lab.bytes={BYTES}"))
+        .iommu(backend)
         .device(host.address(name)?)
         .limit(BOOT + REBINDS)
         .arg("--stats"))
@@ -98,17 +104,16 @@ fn assert_none_lost(told: &str) {
     }
 }
 
-#[test]
-fn fifty_rebinds_leave_nothing_behind() {
+fn fifty_rebinds_leave_nothing_behind(backend: Backend) {
     const ROUNDS: u64 = 50;
-    let machine = Machine::new("rebinds").device(Device::nvme("disk", disk(21)));
+    let machine = Machine::new(format!("rebinds-{backend}")).device(Device::nvme("disk", disk(21)));
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         // How many GSIs are in use can be seen at the end only, and with a
         // driver that has the device: the first guest is the measure.
         let mut gsis = Vec::new();
         for rounds in [0, ROUNDS] {
-            let run = reader(host, "disk", "hold,rebind,nvme,hold")?
+            let run = reader(host, backend, "disk", "hold,rebind,nvme,hold")?
                 .cmdline(&format!("lab.rounds={rounds}"));
             let mut guest = host.start(&run.step())?;
             guest.wait_line("lab: hold", BOOT)?;
@@ -137,13 +142,12 @@ fn fifty_rebinds_leave_nothing_behind() {
     });
 }
 
-#[test]
-fn a_device_arms_what_its_driver_uses() {
+fn a_device_arms_what_its_driver_uses(backend: Backend) {
     // (Vectors, pairs of I/O queues.) With one vector the admin queue and the
     // I/O queue share it.
     const KINDS: [(usize, usize); 3] = [(1, 1), (64, 63), (2048, 64)];
     let name = |vectors| format!("disk-{vectors}");
-    let mut machine = Machine::new("vectors");
+    let mut machine = Machine::new(format!("vectors-{backend}"));
     for (seed, (vectors, pairs)) in (31..).zip(KINDS) {
         machine = machine.device(
             Device::nvme(name(vectors), disk(seed))
@@ -156,7 +160,7 @@ fn a_device_arms_what_its_driver_uses() {
             let name = name(vectors);
             assert_eq!(vectors_of(host, &name)?, vectors);
             host.bind_vfio(&[&name])?;
-            let run = reader(host, &name, "hold,poweroff")?.cpus(CPUS);
+            let run = reader(host, backend, &name, "hold,poweroff")?.cpus(CPUS);
             let mut guest = host.start(&run.step())?;
             guest.wait_line("lab: hold", BOOT)?;
             let held = Held::by(host, &guest)?;

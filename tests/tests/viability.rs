@@ -1,12 +1,12 @@
 //! Prediction and claim: whatever the plan foretells of the kernel, the kernel
-//! does.
+//! does. A claim goes by groups for either backend.
 
 use std::time::Duration;
 
 use lab::airlock::{Run, installed};
 use lab::host::{Exit, Host, HostError, Step};
 use lab::machine::{Device, Disk, Iommu, Machine, Slot};
-use lab::scenario;
+use lab::{Backend, scenario};
 use serde_json::Value;
 
 const BOOT: Duration = Duration::from_secs(60);
@@ -169,19 +169,21 @@ fn ports_without_acs_share_a_group_and_a_holder_keeps_it() {
 
         let disk = host.address("disk")?;
         host.bind_vfio(&["disk"])?;
-        let mut guest = host.start(&Run::tasks("nvme,sleep").device(disk).step())?;
-        guest.wait_line("lab: sleep", BOOT)?;
-        let pid = guest.pid().to_string();
-        let words = ["is in use", &pid, "another process uses the group", "busy"];
-        agree(host, "disk", &[], false, &words)?;
-        // The claim takes nothing from the guest; it ends as it would have.
-        assert!(guest.is_running());
-        guest.signal(15)?;
-        guest.wait()?;
-        agree(host, "disk", &[], true, &[])?;
-        // What was claimed can be run.
-        let run = Run::tasks("nvme,poweroff").device(disk);
-        host.run(&run.step())?.expect_success()?;
+        for backend in Backend::BOTH {
+            let run = |tasks| Run::tasks(tasks).iommu(backend).device(disk).step();
+            let mut guest = host.start(&run("nvme,sleep"))?;
+            guest.wait_line("lab: sleep", BOOT)?;
+            let pid = guest.pid().to_string();
+            let words = ["is in use", &pid, "another process uses the group", "busy"];
+            agree(host, "disk", &[], false, &words)?;
+            // The claim takes nothing from the guest; it ends as it would have.
+            assert!(guest.is_running());
+            guest.signal(15)?;
+            guest.wait()?;
+            agree(host, "disk", &[], true, &[])?;
+            // What was claimed can be run.
+            host.run(&run("nvme,poweroff"))?.expect_success()?;
+        }
         Ok(())
     });
 }
@@ -199,25 +201,26 @@ fn interrupt_remapping_off() {
             "interrupt remapping is off",
             "interrupts of the group are not isolated",
         ];
-        agree(host, "disk", &[], false, &words)?;
-        agree(
-            host,
-            "disk",
-            &["--allow-unsafe-interrupts"],
-            false,
-            &words[1..],
-        )?;
-        host.shell("echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")?;
-        agree(
-            host,
-            "disk",
-            &["--allow-unsafe-interrupts"],
-            true,
-            &["unsafe"],
-        )?;
-        // The kernel was told to take it. The user was not asked: airlock refuses.
-        let refused = report(host, "disk", &[])?;
-        assert!(!refused.predicted && refused.claimed, "{}", refused.text);
+        const ALLOW: &str = "--allow-unsafe-interrupts";
+        let backends = Backend::BOTH.map(|backend| backend.to_string());
+        for backend in &backends {
+            agree(host, "disk", &["--iommu", backend], false, &words)?;
+            let options = ["--iommu", backend, ALLOW];
+            agree(host, "disk", &options, false, &words[1..])?;
+        }
+        // A claim is by group: it follows type1's parameter. The plan follows
+        // that of its backend.
+        for backend in Backend::BOTH {
+            host.shell(&format!("echo Y > {}", backend.unsafe_interrupts()))?;
+        }
+        for backend in &backends {
+            let options = ["--iommu", backend, ALLOW];
+            agree(host, "disk", &options, true, &["unsafe"])?;
+            // The kernel was told to take it. The user was not asked: airlock
+            // refuses.
+            let refused = report(host, "disk", &["--iommu", backend])?;
+            assert!(!refused.predicted && refused.claimed, "{}", refused.text);
+        }
         Ok(())
     });
 }

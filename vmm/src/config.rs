@@ -1,15 +1,20 @@
 //! What a VM consists of, as plain data.
 
 mod cpu;
+mod device;
+mod iommu;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use passthrough::vfio::VfTokenError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use cpu::{CpuConfig, Idle};
+pub use device::{DeviceConfig, RomConfig};
+pub use iommu::IommuChoice;
 
 /// The most vCPUs a VM may have.
 pub const MAX_CPUS: u8 = 8;
@@ -34,6 +39,9 @@ pub struct VmConfig {
     pub cpu: CpuConfig,
     /// The devices to assign.
     pub devices: Vec<DeviceConfig>,
+    /// By which of the kernel's interfaces they are taken.
+    #[serde(default)]
+    pub iommu: IommuChoice,
     /// What the user accepts of the devices.
     #[serde(default)]
     pub consent: Consent,
@@ -59,29 +67,6 @@ pub enum OnViabilityLoss {
     Stop,
     /// Say so, and go on. The host waits until the VM ends.
     Warn,
-}
-
-/// A host device to assign.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceConfig {
-    /// Its address on the host, as the user wrote it.
-    pub host: String,
-    /// What the guest finds in its option ROM.
-    #[serde(default)]
-    pub rom: RomConfig,
-}
-
-/// What the guest finds in a device's option ROM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RomConfig {
-    /// What the device has in it.
-    #[default]
-    Device,
-    /// This file's contents.
-    File(PathBuf),
-    /// The guest sees no ROM.
-    Off,
 }
 
 /// Dangers that are refused unless the user names them.
@@ -149,8 +134,9 @@ pub enum ConfigError {
     CpuOption(String),
     /// Something after a device's address that is no option.
     #[error(
-        "'{option}' is no option of device {host}: write BDF, BDF,rom=FILE or BDF,rom=off (a \
-         file of that name is ./off, and one with a comma in its name must be renamed)"
+        "'{option}' is no option of device {host}: write BDF, and after a comma rom=FILE, rom=off \
+         (a file of that name is ./off, and one with a comma in its name must be renamed) or \
+         vf-token=UUID"
     )]
     DeviceOption {
         /// The device, as the user wrote it.
@@ -166,32 +152,17 @@ pub enum ConfigError {
         /// The option's name.
         option: &'static str,
     },
-}
-
-impl FromStr for DeviceConfig {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split(',');
-        let host = parts.next().unwrap_or_default().to_owned();
-        let mut rom = None;
-        for part in parts {
-            let value = match part.split_once('=') {
-                Some(("rom", "off")) => RomConfig::Off,
-                Some(("rom", path)) if !path.is_empty() => RomConfig::File(path.into()),
-                _ => {
-                    let option = part.to_owned();
-                    return Err(ConfigError::DeviceOption { host, option });
-                }
-            };
-            if rom.replace(value).is_some() {
-                let option = "rom";
-                return Err(ConfigError::DeviceOptionTwice { host, option });
-            }
-        }
-        let rom = rom.unwrap_or_default();
-        Ok(Self { host, rom })
-    }
+    /// No VF token.
+    #[error("device {host}: {error}")]
+    DeviceToken {
+        /// The device, as the user wrote it.
+        host: String,
+        /// What is wrong.
+        error: VfTokenError,
+    },
+    /// No interface to the IOMMU.
+    #[error("'{0}' is no interface to the IOMMU: write auto, iommufd or type1")]
+    Iommu(String),
 }
 
 impl MemorySize {
@@ -344,6 +315,7 @@ mod tests {
                 "0000:01:00.0".parse().unwrap(),
                 "01:00.1,rom=off".parse().unwrap(),
             ],
+            iommu: IommuChoice::default(),
             consent: Consent::default(),
             on_viability_loss: OnViabilityLoss::Release,
             serial: SerialOutput::File("log".into()),
@@ -361,41 +333,6 @@ mod tests {
         assert_eq!("warn".parse(), Ok(OnViabilityLoss::Warn));
         let error = "Stop".parse::<OnViabilityLoss>().unwrap_err();
         assert!(error.to_string().contains("release, stop or warn"));
-    }
-
-    #[test]
-    fn devices_that_users_type() {
-        let device = |host: &str, rom| {
-            let host = host.to_owned();
-            Ok(DeviceConfig { host, rom })
-        };
-        assert_eq!("01:00.0".parse(), device("01:00.0", RomConfig::Device));
-        assert_eq!("01:00.0,rom=off".parse(), device("01:00.0", RomConfig::Off));
-        let file = RomConfig::File("/lib/a=b.rom".into());
-        assert_eq!("01:00.0,rom=/lib/a=b.rom".parse(), device("01:00.0", file));
-        let file = RomConfig::File("./off".into());
-        assert_eq!("01:00.0,rom=./off".parse(), device("01:00.0", file));
-    }
-
-    #[test]
-    fn what_is_no_option_of_a_device_is_named() {
-        for option in ["", "rom", "rom=", "Rom=off", "room=off", " rom=off"] {
-            let text = format!("01:00.0,{option}");
-            let error = text.parse::<DeviceConfig>().unwrap_err();
-            let (host, option) = ("01:00.0".to_owned(), option.to_owned());
-            assert_eq!(error, ConfigError::DeviceOption { host, option });
-        }
-        let error = "01:00.0,rom=off,rom=a".parse::<DeviceConfig>().unwrap_err();
-        assert!(error.to_string().contains("rom= twice"), "{error}");
-    }
-
-    #[test]
-    fn a_device_in_json_may_leave_out_its_options() {
-        let parse = |text| serde_json::from_str::<DeviceConfig>(text).unwrap();
-        let device = parse(r#"{"host":"01:00.0"}"#);
-        assert_eq!(device, "01:00.0".parse().unwrap());
-        let device = parse(r#"{"host":"01:00.0","rom":{"file":"a"}}"#);
-        assert_eq!(device, "01:00.0,rom=a".parse().unwrap());
     }
 
     #[test]

@@ -284,6 +284,11 @@ pub(crate) mod tests {
             Ok(())
         }
 
+        fn unmap_all(&self) -> Result<(), MapError> {
+            self.maps.lock().unwrap().clear();
+            Ok(())
+        }
+
         fn peers(&self) -> &Peers {
             &self.peers
         }

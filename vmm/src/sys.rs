@@ -2,7 +2,7 @@
 //! vCPU rooms the only place with `unsafe`.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_ioctls::DeviceFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -20,6 +20,22 @@ pub(crate) fn own(device: &DeviceFd) -> io::Result<OwnedFd> {
     // than this descriptor is.
     let descriptor = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
     descriptor.try_clone_to_owned()
+}
+
+/// Takes over a descriptor that this process was started with, and keeps it
+/// from the programs that this process starts.
+///
+/// # Errors
+/// The kernel's: `EBADF` when nothing is open by that number.
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: changes a flag of whatever is open by that number, if anything.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number was given to this process from outside, for this
+    // purpose, so that nothing in it owns what is open by it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The host's page size in bytes.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::lines::tests::lines;
 use devices::pci::{BarInfo, BarKind, Change, ConfigSpace, EffectSink, Register};
+use passthrough::Interface;
 use passthrough::fake::{FakeDevice, FakeMapper, FakeRouter, FakeSpace, Journal};
 
 const WIDE: BarKind = BarKind::Memory64 {
@@ -47,7 +48,15 @@ fn topology(devices: Vec<Arc<dyn DeviceBackend>>) -> Result<Topology, TopologyEr
     let hosts = (0..devices.len() as u16).map(|n| PciAddress::from_requester_id(0x100 + 8 * n));
     let roms = vec![RomSource::Off; devices.len()];
     let space = Arc::new(FakeSpace::new(&Journal::default()));
-    Topology::new(hosts.collect(), roms, Opened { space, devices })
+    Topology::new(
+        hosts.collect(),
+        roms,
+        Opened {
+            space,
+            devices,
+            interface: Interface::Type1,
+        },
+    )
 }
 
 #[derive(Debug)]

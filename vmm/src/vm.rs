@@ -12,9 +12,9 @@ use kvm_ioctls::VcpuFd;
 use passthrough::binding::{Binder, DeviceName, Guard, GuardError, Holds};
 use passthrough::host::{Host, Survey, SurveyError};
 use passthrough::iommu::IovaRange;
-use passthrough::plan::Plan;
+use passthrough::plan::{Backend, Plan};
 use passthrough::ports::HostMemory;
-use passthrough::{OpenError, RomSource};
+use passthrough::{DeviceRequest, OpenError, OpenFiles, OpenRequest, RomSource};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -167,17 +167,18 @@ struct Assigned {
 
 impl Vm {
     /// Builds the VM: checks everything that can be checked, opens the
-    /// devices, loads the kernel. Nothing runs yet.
+    /// devices, loads the kernel. Nothing runs yet. `files` need not be opened
+    /// for that: somebody has.
     ///
     /// # Errors
     /// [`VmError`]; the host is then as it was.
-    pub fn build(config: &VmConfig, timeline: Timeline) -> Result<Self, VmError> {
+    pub fn build(config: &VmConfig, files: OpenFiles, timeline: Timeline) -> Result<Self, VmError> {
         config.check()?;
         let kernel = config.kernel.clone();
         let source = BootSource::open(kernel, config.initrd.clone(), &config.cmdline)?;
         check_host_memory(config)?;
-        let addresses = plan(config)?;
-        let roms = roms(config, &addresses)?;
+        let plan = plan(config, &files)?;
+        let devices = Devices::new(config, plan, files)?;
         timeline.mark(Milestone::Plan);
 
         let hypervisor = Hypervisor::new()?;
@@ -186,9 +187,9 @@ impl Vm {
         let layout = GuestLayout::new(memory, address_bits, None)?;
         source.check_fit(layout.ram[0])?;
         let ram = GuestRam::new(&layout.ram)?;
-        let guard = guard(&addresses, config.on_viability_loss)?;
+        let guard = guard(&devices.addresses, config.on_viability_loss)?;
         let holds = guard.as_ref().map(Guard::holds);
-        let assigned = open(&hypervisor, addresses, roms, &ram, &timeline)?;
+        let assigned = open(&hypervisor, devices, &ram, &timeline)?;
         // RAM stays where it is; the IOMMU may forbid it, or narrow the windows.
         let layout = match &assigned.ranges {
             Some(ranges) => GuestLayout::new(memory, address_bits, Some(ranges))?,
@@ -330,13 +331,52 @@ fn check_host_memory(config: &VmConfig) -> Result<(), VmError> {
     })
 }
 
+/// The devices to assign, checked.
+#[derive(Default)]
+struct Devices {
+    /// On the host.
+    addresses: Vec<PciAddress>,
+    /// Of each, what the user said of it.
+    requests: Vec<DeviceRequest>,
+    roms: Vec<RomSource>,
+    backend: Backend,
+    files: OpenFiles,
+}
+
+impl Devices {
+    fn new(config: &VmConfig, plan: Option<Plan>, files: OpenFiles) -> Result<Self, RomError> {
+        let mut devices = Self {
+            files,
+            ..Self::default()
+        };
+        let Some(plan) = plan else {
+            return Ok(devices);
+        };
+        devices.backend = plan.backend;
+        for address in plan.devices {
+            let mut configured = config.devices.iter();
+            let device = configured.find(|device| device.host.trim().parse() == Ok(address));
+            devices.addresses.push(address);
+            devices.requests.push(DeviceRequest {
+                device: address,
+                token: device.and_then(|device| device.vf_token),
+            });
+            let rom = device.map_or(Ok(RomSource::Device), |device| rom::load(&device.rom))?;
+            devices.roms.push(rom);
+        }
+        Ok(devices)
+    }
+}
+
 /// Checks the devices before anything of them is opened.
-fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
+fn plan(config: &VmConfig, files: &OpenFiles) -> Result<Option<Plan>, VmError> {
     if config.devices.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let survey = Survey::read(&Host::system())?;
-    let request = request(&config.addresses(), Some(config.memory), &config.consent);
+    let mut request = request(&config.addresses(), Some(config.memory), &config.consent);
+    request.backend = config.iommu.0;
+    request.given = files.names();
     let plan = Plan::make(&survey, &request);
     if !plan.is_go() {
         return Err(VmError::NoGo(Box::new(plan)));
@@ -344,38 +384,32 @@ fn plan(config: &VmConfig) -> Result<Vec<PciAddress>, VmError> {
     for line in plan.to_string().lines() {
         log::info!("{line}");
     }
-    Ok(plan.devices)
-}
-
-/// The option ROM of each device, as the user wants it.
-fn roms(config: &VmConfig, addresses: &[PciAddress]) -> Result<Vec<RomSource>, RomError> {
-    let of_one = |address: &PciAddress| {
-        let mut devices = config.devices.iter();
-        let device = devices.find(|device| device.host.trim().parse() == Ok(*address));
-        device.map_or(Ok(RomSource::Device), |device| rom::load(&device.rom))
-    };
-    addresses.iter().map(of_one).collect()
+    Ok(Some(plan))
 }
 
 /// Opens the devices, while RAM is being populated: the kernel resets each
 /// device at its first open, which takes a tenth of a second of waiting.
 fn open(
     hypervisor: &Hypervisor,
-    addresses: Vec<PciAddress>,
-    roms: Vec<RomSource>,
+    devices: Devices,
     ram: &GuestRam,
     timeline: &Timeline,
 ) -> Result<Assigned, VmError> {
-    if addresses.is_empty() {
+    if devices.addresses.is_empty() {
         return Ok(Assigned::default());
     }
     let dma = DmaMap::start(ram, timeline.clone()).map_err(VmError::Resource)?;
-    let kvm_vfio = hypervisor.vfio_device()?;
-    let opened = passthrough::open(&addresses, Some(kvm_vfio))?;
+    let opened = passthrough::open(OpenRequest {
+        devices: devices.requests,
+        backend: devices.backend,
+        files: devices.files,
+        kvm_vfio_device: Some(hypervisor.vfio_device()?),
+    })?;
+    log::info!("the devices were taken by {}", opened.interface);
     dma.hand_over(Arc::clone(&opened.space));
     Ok(Assigned {
         ranges: Some(opened.space.limits().ranges.clone()),
-        topology: Topology::new(addresses, roms, opened)?,
+        topology: Topology::new(devices.addresses, devices.roms, opened)?,
         dma: Some(dma),
     })
 }

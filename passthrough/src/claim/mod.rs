@@ -21,10 +21,10 @@ mod proof;
 
 use devices::pci::PciAddress;
 
+use crate::attach::{ContainerKind, Hold, Refusal};
 use crate::host::{GroupId, Survey};
 use crate::iommu::{IovaRange, SpaceLimits};
 use crate::plan::{Item, Plan};
-use crate::sys::{Hold, Refusal};
 
 /// Takes the devices of `plan`, which was made from `survey`, and gives them
 /// back. `guest` are the ranges of guest physical addresses that the devices
@@ -69,6 +69,9 @@ trait Kernel {
 
     /// The size of that page.
     fn page_size(&self) -> u64;
+
+    /// Whether the container is really an iommufd.
+    fn is_compatibility(&self) -> bool;
 }
 
 impl Kernel for Hold {
@@ -77,7 +80,7 @@ impl Kernel for Hold {
     }
 
     fn open_device(&self, group: GroupId, device: PciAddress) -> std::io::Result<()> {
-        self.open_device(group.0, &device.to_string()).map(drop)
+        self.open_device(group.0, device)
     }
 
     fn limits(&self) -> std::io::Result<SpaceLimits> {
@@ -90,6 +93,10 @@ impl Kernel for Hold {
 
     fn page_size(&self) -> u64 {
         crate::sys::page_size()
+    }
+
+    fn is_compatibility(&self) -> bool {
+        self.kind() == ContainerKind::Iommufd
     }
 }
 

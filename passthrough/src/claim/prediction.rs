@@ -1,7 +1,7 @@
 //! What the plan foretells of the kernel's answers.
 
-use crate::host::{GroupId, Remapping, Survey};
-use crate::plan::{Check, Item, Outcome, Plan, Subject};
+use crate::host::{GroupId, NodeState, Remapping, Survey};
+use crate::plan::{Backend, Check, Item, Outcome, Plan, Subject};
 
 /// What the kernel should answer, if the plan is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,10 @@ impl Prediction {
 
 /// What the plan foretells of the container.
 pub(super) fn of_container(plan: &Plan) -> Prediction {
+    if plan.backend == Backend::Iommufd {
+        // The plan has not looked at it.
+        return Prediction::Open;
+    }
     let items = plan.items.iter();
     Prediction::from(items.filter_map(|item| match (item.check, item.outcome) {
         (Check::Container, Outcome::Failed) => Some(Prediction::No),
@@ -56,6 +60,12 @@ pub(super) fn of_group(survey: &Survey, plan: &Plan, group: GroupId) -> Predicti
             .is_some_and(|function| function.group == Some(group)),
         _ => false,
     };
+    // A claim goes by the group, also where the device's own file will be used.
+    let file = &survey.groups.get(&group).map(|group| &group.node.state);
+    let by_file = match (plan.backend, file) {
+        (Backend::Iommufd, Some(NodeState::Missing | NodeState::Denied { .. })) => Prediction::Open,
+        _ => Prediction::Yes,
+    };
     let items = plan.items.iter().filter(concerns).filter_map(of_item);
     let parameter = survey.vfio.unsafe_interrupts == Some(true);
     let interrupts = match survey.iommu.interrupt_remapping.state {
@@ -64,7 +74,7 @@ pub(super) fn of_group(survey: &Survey, plan: &Plan, group: GroupId) -> Predicti
         Remapping::Off => Prediction::No,
         Remapping::Unknown => Prediction::Open,
     };
-    Prediction::from(items.chain([interrupts]))
+    Prediction::from(items.chain([interrupts, by_file]))
 }
 
 fn of_item(item: &Item) -> Option<Prediction> {

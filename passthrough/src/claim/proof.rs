@@ -6,11 +6,11 @@ use devices::pci::PciAddress;
 
 use super::Kernel;
 use super::prediction::{Prediction, of_container, of_group, of_memory};
+use crate::attach::{Refusal, Step};
 use crate::host::{GroupId, Survey};
 use crate::iommu::IovaRange;
 use crate::plan::{Check, Item, Outcome, Plan, Remedy, Subject};
 use crate::refusal::explain;
-use crate::sys::{Refusal, Step};
 use crate::viability::{Verdict, is_vfio_driver};
 
 const CONTAINER: &str = "/dev/vfio/vfio";
@@ -130,11 +130,15 @@ fn one_group(
         Some(true) => "",
         _ => ", and its interrupts are isolated",
     };
+    let through = match kernel.is_compatibility() {
+        true => ", through iommufd's compatibility interface",
+        false => "",
+    };
     items.push(item(
         subject.clone(),
         Outcome::Passed,
         format!(
-            "the kernel gave group {group} and has it back: nobody else owns its DMA{isolated}"
+            "the kernel gave group {group} and has it back{through}: nobody else owns its DMA{isolated}"
         ),
     ));
     if !ready.is_empty() {

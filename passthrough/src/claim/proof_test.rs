@@ -3,9 +3,9 @@ use std::io;
 
 use super::proof::prove;
 use super::*;
+use crate::attach::Step;
 use crate::host::fake::FakeHost;
 use crate::plan::{Check, Outcome, Request};
-use crate::sys::Step;
 
 const A: &str = "0000:02:01.0";
 const B: &str = "0000:02:02.0";
@@ -51,6 +51,10 @@ impl Kernel for &mut Told {
 
     fn page_size(&self) -> u64 {
         0x1000
+    }
+
+    fn is_compatibility(&self) -> bool {
+        false
     }
 }
 

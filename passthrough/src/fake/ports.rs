@@ -393,6 +393,14 @@ impl AddressSpace for FakeSpace {
         }
     }
 
+    fn unmap_all(&self) -> Result<(), MapError> {
+        self.peers.withdraw(|| {
+            self.journal.note("dma unmap all".to_owned());
+            lock(&self.maps).clear();
+            Ok(())
+        })
+    }
+
     fn peers(&self) -> &Peers {
         &self.peers
     }

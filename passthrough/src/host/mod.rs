@@ -57,6 +57,9 @@ pub use process::{LockedMemory, Process};
 pub use survey::{Survey, SurveyError};
 pub use sysfs::Host;
 pub(crate) use sysfs::{clean, present};
+
+/// Where sysfs has the PCI functions.
+pub(crate) const SYSFS_DEVICES: &str = "/sys/bus/pci/devices";
 pub use uevent::{Received, Uevent, UeventAction, UeventSocket, UeventSource};
 pub use uses::HostUse;
 pub use vfio::VfioPieces;

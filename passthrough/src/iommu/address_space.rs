@@ -39,7 +39,8 @@ pub struct SpaceLimits {
     /// The usable ranges in ascending order: the IOMMU's aperture without the
     /// reserved regions of every attached device.
     pub ranges: Vec<IovaRange>,
-    /// Page sizes the IOMMU supports, one bit each.
+    /// Page sizes the IOMMU supports, one bit each. iommufd tells only the
+    /// smallest; it uses larger ones by itself.
     pub page_sizes: u64,
     /// How many maps may exist at once, where the host has a limit.
     pub max_maps: Option<u32>,
@@ -89,6 +90,15 @@ pub trait AddressSpace: Send + Sync + Debug {
     /// # Errors
     /// [`MapError`] when there is none or the kernel refuses.
     fn unmap(&self, iova: u64) -> Result<(), MapError>;
+
+    /// Takes everything away, in one request where the kernel has one: also
+    /// what devices offer each other, which stays away until it is offered
+    /// anew.
+    ///
+    /// # Errors
+    /// [`MapError`] of one that the kernel refuses to unmap; the others are
+    /// gone then.
+    fn unmap_all(&self) -> Result<(), MapError>;
 
     /// The devices in the space and what they offer each other. Constant; an
     /// implementation keeps a [`Peers::default`] for the purpose.

@@ -48,7 +48,7 @@ struct Entry {
 enum State {
     Waiting,
     Mapped,
-    /// The host did not want to: not asked again.
+    /// The host did not want to, or everything was taken away: not mapped again.
     Refused,
 }
 
@@ -73,6 +73,17 @@ impl Peers {
     #[cfg(any(test, feature = "fake"))]
     pub(crate) fn add_device(&self) {
         self.books().devices += 1;
+    }
+
+    /// Runs `unmap`, which takes away every map of the address space, those of
+    /// the offers too. What it says was done, or may have been.
+    pub(crate) fn withdraw<T>(&self, unmap: impl FnOnce() -> T) -> T {
+        let mut books = self.books();
+        let result = unmap();
+        for entry in books.offers.values_mut() {
+            entry.state = State::Refused;
+        }
+        result
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {

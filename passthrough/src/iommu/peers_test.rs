@@ -80,6 +80,24 @@ fn a_refusal_holds_until_the_offer_is_taken_back() {
     assert_eq!(journal.take(), maps[..1]);
 }
 
+#[test]
+fn what_was_withdrawn_stays_away_until_it_is_offered_anew() {
+    let (space, journal) = empty();
+    let peers = [1, 2].map(|number| Peer::join(device(number), space.clone()));
+    let offer = peers[0].offer(0xc000_0000, pages(1));
+    journal.take();
+    space.unmap_all().unwrap();
+    let other = peers[1].offer(0xd000_0000, pages(1));
+    assert_eq!(
+        journal.take(),
+        ["dma unmap all", "dma map 0xd0000000 0x1000"]
+    );
+    drop((offer, other));
+    assert_eq!(journal.take(), ["dma unmap 0xd0000000"]);
+    let _again = peers[0].offer(0xc000_0000, pages(1));
+    assert_eq!(journal.take(), ["dma map 0xc0000000 0x1000"]);
+}
+
 proptest! {
     /// Whatever was offered and taken back in whatever order: what is mapped
     /// is a function of what is offered now.

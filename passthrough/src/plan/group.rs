@@ -2,15 +2,18 @@ use std::collections::BTreeSet;
 
 use devices::pci::PciAddress;
 
+use super::backend::own;
 use super::device::{names, unreadable};
-use super::{Check, Item, Subject, needed};
+use super::{Backend, Check, FileName, Item, Request, Subject, needed};
 use crate::host::{Group, Holder, NodeState, ReservedKind, Survey};
 use crate::viability::{Isolation, Member, MemberState, Remedy, Verdict};
 
 /// Checks the groups of `devices`, each once.
 pub(super) fn check(
     survey: &Survey,
+    request: &Request,
     devices: &[PciAddress],
+    backend: Backend,
     forced: &BTreeSet<PciAddress>,
     items: &mut Vec<Item>,
 ) {
@@ -20,7 +23,9 @@ pub(super) fn check(
         .collect();
     let groups = ids.iter().filter_map(|id| survey.groups.get(id));
     for group in groups.filter(|group| !group.is_noiommu()) {
-        one(survey, devices, forced, group, items);
+        let given = request.given.contains(&FileName::Group(group.id));
+        let opens_file = backend == Backend::Type1 && !given;
+        one(survey, devices, forced, group, opens_file, items);
     }
 }
 
@@ -29,6 +34,7 @@ fn one(
     devices: &[PciAddress],
     forced: &BTreeSet<PciAddress>,
     group: &Group,
+    opens_file: bool,
     items: &mut Vec<Item>,
 ) {
     let subject = || Subject::Group(group.id);
@@ -54,7 +60,7 @@ fn one(
         .members
         .iter()
         .any(|member| matches!(member.state, MemberState::Vfio { .. }));
-    if taken {
+    if taken && opens_file {
         items.push(file(survey, group));
     }
     items.extend(in_use(survey, group));
@@ -188,12 +194,7 @@ fn file(survey: &Survey, group: &Group) -> Item {
             "in a container, hand {path} in; otherwise check that /dev is a devtmpfs and that the kernel has CONFIG_VFIO_GROUP"
         ))),
         NodeState::Denied { reason, .. } => {
-            let user = survey.process.effective_uid;
-            let owner = user.map_or("$USER".to_owned(), |uid| uid.to_string());
-            failed(denied(survey, path, &group.node.state, reason)).fix(Remedy::privileged(
-                &survey.process,
-                format!("chown {owner} {path}"),
-            ))
+            failed(denied(survey, path, &group.node.state, reason)).fix(own(survey, &group.node))
         }
     }
 }

@@ -1,7 +1,7 @@
 use devices::pci::PciAddress;
 
 use super::group::denied;
-use super::{Check, Item, Request, Subject, backend};
+use super::{Backend, Check, FileName, Item, Request, Subject, backend};
 use crate::host::{IommuUnit, ModuleState, NodeState, Remapping, Survey};
 use crate::viability::Remedy;
 
@@ -10,12 +10,15 @@ pub(super) fn check(
     survey: &Survey,
     request: &Request,
     devices: &[PciAddress],
+    backend: Backend,
     items: &mut Vec<Item>,
 ) {
     items.extend(iommu(survey, devices));
-    items.extend(interrupts(survey, request));
-    items.push(container(survey));
-    items.push(backend::check(survey, devices));
+    items.extend(interrupts(survey, request, backend));
+    if backend == Backend::Type1 && !request.given.contains(&FileName::Container) {
+        items.push(container(survey));
+    }
+    backend::check(survey, request, devices, backend, items);
 }
 
 /// The units that `devices` are behind. Devices behind none have failed.
@@ -45,24 +48,30 @@ fn iommu(survey: &Survey, devices: &[PciAddress]) -> Option<Item> {
     })
 }
 
-fn interrupts(survey: &Survey, request: &Request) -> Option<Item> {
-    const PARAMETER: &str = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+fn interrupts(survey: &Survey, request: &Request, backend: Backend) -> Option<Item> {
+    let (module, allowed) = match backend {
+        Backend::Iommufd => ("iommufd", survey.vfio.unsafe_interrupts_iommufd),
+        Backend::Type1 => ("vfio_iommu_type1", survey.vfio.unsafe_interrupts),
+    };
+    let parameter = format!("{module}.allow_unsafe_interrupts");
     // Without an IOMMU there is nothing to remap: its own item says so.
     if survey.iommu.units.is_empty() {
         return None;
     }
-    let allowed = survey.vfio.unsafe_interrupts == Some(true);
+    let allowed = allowed == Some(true);
     let item = |new: fn(Check, Subject, String) -> Item, reason: String| {
         Some(new(Check::InterruptRemapping, Subject::Host, reason))
     };
     let remapping = &survey.iommu.interrupt_remapping;
-    let set =
-        |value: &str| Remedy::privileged(&survey.process, format!("echo {value} > {PARAMETER}"));
+    let set = |value: &str| {
+        let file = format!("/sys/module/{module}/parameters/allow_unsafe_interrupts");
+        Remedy::privileged(&survey.process, format!("echo {value} > {file}"))
+    };
     match (remapping.state, allowed) {
         (Remapping::On, false) => item(Item::passed, "interrupt remapping is on".to_owned()),
         (Remapping::On, true) => item(
             Item::warning,
-            "interrupt remapping is on, but vfio_iommu_type1.allow_unsafe_interrupts keeps the kernel from checking it for each device".to_owned(),
+            format!("interrupt remapping is on, but {parameter} keeps the kernel from checking it for each device"),
         )
         .map(|item| item.fix(set("N"))),
         (Remapping::Unknown, false) => item(
@@ -71,14 +80,14 @@ fn interrupts(survey: &Survey, request: &Request) -> Option<Item> {
         ),
         (Remapping::Unknown, true) if !request.allow_unsafe_interrupts => item(
             Item::failed,
-            format!("whether interrupt remapping is on can't be told ({}), and vfio_iommu_type1.allow_unsafe_interrupts keeps the kernel from checking it", remapping.evidence),
+            format!("whether interrupt remapping is on can't be told ({}), and {parameter} keeps the kernel from checking it", remapping.evidence),
         )
         .map(|item| item.fix(set("N"))),
         (Remapping::Off, allowed) if !request.allow_unsafe_interrupts => {
             let note = if allowed {
-                "; vfio_iommu_type1.allow_unsafe_interrupts would let it through all the same"
+                format!("; {parameter} would let it through all the same")
             } else {
-                ""
+                String::new()
             };
             item(
                 Item::failed,

@@ -357,9 +357,17 @@ fn the_backend_and_what_there_is_of_the_other() {
     host.file("/dev/vfio/devices/vfio3", "");
     assert_eq!(
         text(&host),
-        format!("{start}though it is there (/dev/iommu, /dev/vfio/devices/vfio3)")
+        "devices are taken by their own files and iommufd (/dev/iommu, /dev/vfio/devices/vfio3)"
     );
     let mut survey = host.survey();
+    let mut asked = request(&[DEVICE]);
+    asked.backend = Some(Backend::Type1);
+    let plan = Plan::make(&survey, &asked);
+    assert_eq!(plan.backend, Backend::Type1);
+    assert_eq!(
+        shown(&plan, Check::Backend).1,
+        format!("{start}though it is there (/dev/iommu, /dev/vfio/devices/vfio3)")
+    );
     survey.vfio.iommufd.state = denied(0, 0o600);
     let plan = make(&survey);
     assert!(plan.is_go(), "it is not needed\n{plan}");
@@ -367,6 +375,75 @@ fn the_backend_and_what_there_is_of_the_other() {
         plan.to_string()
             .contains("/dev/iommu may not be opened: Permission denied")
     );
+}
+
+/// A host that has everything for iommufd.
+fn with_iommufd() -> FakeHost {
+    let host = ready();
+    host.file("/dev/iommu", "");
+    host.attribute(DEVICE, "vfio-dev/vfio3/dev", "511:3");
+    host.file("/dev/vfio/devices/vfio3", "");
+    host
+}
+
+#[test]
+fn each_backend_wants_its_own_files() {
+    let host = with_iommufd();
+    let checks = |plan: &Plan| -> Vec<Check> {
+        let files = [
+            Check::Container,
+            Check::GroupFile,
+            Check::Iommufd,
+            Check::DeviceFile,
+        ];
+        let items = plan.items.iter().map(|item| item.check);
+        items.filter(|check| files.contains(check)).collect()
+    };
+    let plan = host.plan(&[DEVICE]);
+    assert_eq!(plan.backend, Backend::Iommufd);
+    assert_eq!(checks(&plan), [Check::Iommufd, Check::DeviceFile]);
+    assert!(plan.is_go(), "{plan}");
+    let survey = host.survey();
+    let mut asked = request(&[DEVICE]);
+    asked.backend = Some(Backend::Type1);
+    let plan = Plan::make(&survey, &asked);
+    assert_eq!(checks(&plan), [Check::GroupFile, Check::Container]);
+}
+
+#[test]
+fn iommufd_by_force_says_what_is_missing() {
+    let host = ready();
+    let mut asked = request(&[DEVICE]);
+    asked.backend = Some(Backend::Iommufd);
+    let plan = Plan::make(&host.survey(), &asked);
+    let (outcome, text) = shown(&plan, Check::Iommufd);
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(text.contains("/dev/iommu does not exist"), "{text}");
+    assert!(
+        text.contains("fix: or take the devices by --iommu type1"),
+        "{text}"
+    );
+    let (outcome, text) = shown(&plan, Check::DeviceFile);
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(text.contains("CONFIG_VFIO_DEVICE_CDEV"), "{text}");
+
+    let mut survey = with_iommufd().survey();
+    let function = survey.functions.get_mut(&DEVICE.parse().unwrap()).unwrap();
+    function.cdev.as_mut().unwrap().state = denied(0, 0o600);
+    let (outcome, text) = shown(&Plan::make(&survey, &asked), Check::DeviceFile);
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(
+        text.contains("chown") && text.contains("/dev/vfio/devices/vfio3"),
+        "{text}"
+    );
+    assert_eq!(make(&survey).backend, Backend::Type1);
+    // What is given open need not be opened.
+    asked.given = vec![FileName::Device(DEVICE.parse().unwrap())];
+    assert!(Plan::make(&survey, &asked).is_go());
+    asked.backend = None;
+    assert_eq!(Plan::make(&survey, &asked).backend, Backend::Iommufd);
+    asked.given.push(FileName::Container);
+    assert_eq!(Plan::make(&survey, &asked).backend, Backend::Type1);
 }
 
 #[test]

@@ -83,6 +83,10 @@ pub enum Check {
     Backend,
     /// The VFIO container is there and may be opened.
     Container,
+    /// iommufd is there and may be opened.
+    Iommufd,
+    /// The device's own file is there and may be opened.
+    DeviceFile,
     /// `/dev/kvm` is there and may be opened.
     Kvm,
     /// The guest's memory may be locked.

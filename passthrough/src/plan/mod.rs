@@ -58,11 +58,13 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::host::Survey;
+pub use crate::iommu::Backend;
+pub use crate::open::FileName;
 pub use crate::viability::Remedy;
 pub use item::{Check, Item, Outcome, Subject};
 
 /// The layout of [`Plan`] as data. Grows when a field changes its meaning.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// What somebody wants to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,13 @@ pub struct Request {
     pub window_32: Option<GuestRange>,
     /// How many bits of a guest's address the CPU takes, if that is known.
     pub address_bits: Option<u8>,
+    /// By which of the kernel's interfaces to take the devices. Without it by
+    /// the best that is there.
+    pub backend: Option<Backend>,
+    /// Nobody needs KVM: devices are for a program, not for a guest.
+    pub without_kvm: bool,
+    /// Files that need not be opened, since they are given open.
+    pub given: Vec<FileName>,
     /// Back the memory by huge pages of this many bytes.
     pub huge_pages: Option<u64>,
     /// Take devices though nothing checks their interrupts. A guest can then
@@ -106,16 +115,6 @@ impl GuestRange {
     pub fn last(self) -> u64 {
         self.start.saturating_add(self.size.saturating_sub(1))
     }
-}
-
-/// By which of the kernel's interfaces devices are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Backend {
-    /// The group's file and a container with the type1 IOMMU driver. It counts
-    /// the guest's RAM, once, against the limit on locked memory.
-    #[default]
-    Type1,
 }
 
 /// What was found, and so whether to go on.
@@ -147,18 +146,21 @@ impl Plan {
             needed::check(survey, *device, &forced, &mut items);
             device::check(survey, request, *device, &mut items);
         }
-        group::check(survey, &devices, &forced, &mut items);
+        let backend = backend::choose(survey, request, &devices);
+        group::check(survey, request, &devices, backend, &forced, &mut items);
         if !devices.is_empty() {
-            host::check(survey, request, &devices, &mut items);
+            host::check(survey, request, &devices, backend, &mut items);
         }
-        host::check_kvm(survey, &mut items);
+        if !request.without_kvm {
+            host::check_kvm(survey, &mut items);
+        }
         memory::check(survey, request, &devices, &mut items);
         reach::check(survey, request, &devices, &mut items);
         huge_pages::check(survey, request, &mut items);
         Self {
             version: PLAN_VERSION,
             devices,
-            backend: Backend::Type1,
+            backend,
             items,
         }
     }

@@ -53,7 +53,7 @@ fn a_plan_is_data() {
     let plan = isolated("nvme").plan(&[DEVICE, "x"]);
     let text = serde_json::to_string(&plan).unwrap();
     assert!(
-        text.starts_with("{\"version\":1,\"devices\":[\"0000:01:00.0\"],"),
+        text.starts_with("{\"version\":2,\"devices\":[\"0000:01:00.0\"],"),
         "{text}"
     );
     assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);

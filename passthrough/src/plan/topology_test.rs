@@ -365,12 +365,12 @@ fn devices_that_the_host_needs() {
 #[test]
 fn plans_of_another_version_are_refused() {
     let text = serde_json::to_string(&machine().plan(&[])).unwrap();
-    let other = text.replace("\"version\":1", "\"version\":2");
+    let other = text.replace("\"version\":2", "\"version\":1");
     let error = serde_json::from_str::<Plan>(&other)
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("of version 2, and this program understands version 1"),
+        error.contains("of version 1, and this program understands version 2"),
         "{error}"
     );
 }

@@ -49,8 +49,6 @@ pub(crate) enum Ownership<'a> {
     Groups(&'a [OwnedGroup<'a>]),
     /// Through its own file: the iommufd that it is bound to, which the kernel
     /// knows.
-    // The group is the one way so far.
-    #[allow(dead_code)]
     Iommufd,
 }
 

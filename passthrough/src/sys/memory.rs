@@ -126,7 +126,7 @@ impl Mapping {
 
     /// A child process must not have device memory: as long as it lives, the
     /// device would stay open.
-    fn keep_from_children(&self) -> io::Result<()> {
+    pub(super) fn keep_from_children(&self) -> io::Result<()> {
         let address = self.address.as_ptr().cast();
         // SAFETY: the range is this map's own, and nothing of it changes here.
         match unsafe { libc::madvise(address, self.size, libc::MADV_DONTFORK) } {
@@ -172,7 +172,6 @@ impl Mapping {
     }
 
     /// Reads bytes one by one. What lies past the end reads as all ones.
-    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         for (byte, at) in data.iter_mut().zip(0_u64..) {
             *byte = match self.byte(offset, at) {
@@ -184,7 +183,6 @@ impl Mapping {
     }
 
     /// Writes bytes one by one. What lies past the end is dropped.
-    #[cfg(any(test, feature = "fake"))]
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         for (&byte, at) in data.iter().zip(0_u64..) {
             if let Some(address) = self.byte(offset, at) {
@@ -195,7 +193,6 @@ impl Mapping {
         }
     }
 
-    #[cfg(any(test, feature = "fake"))]
     fn byte(&self, offset: u64, more: u64) -> Option<*mut u8> {
         let at = usize::try_from(offset.checked_add(more)?).ok()?;
         // SAFETY: `at` is inside the map.

@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{DeviceBackend, DeviceError, HotReset, IrqIndex, IrqInfo, RegionArea, RegionInfo};
+use crate::attach::AttachedDevice;
 use crate::ports::HostMemory;
-use crate::sys::{self, AttachedDevice, Feature, KernelRegion, Mapping, Placement};
+use crate::sys::{self, DeviceMemory, Feature, KernelRegion, Mapping, Placement};
 
 /// More regions than any device has: nine of PCI and a few of its driver.
 const MAX_REGIONS: u32 = 64;
@@ -144,7 +145,11 @@ impl DeviceBackend for KernelDevice {
 
     fn region_map(&self, index: u32, area: RegionArea) -> Result<Arc<dyn HostMemory>, DeviceError> {
         match self.map(index, area) {
-            Ok(mapping) => Ok(Arc::new(mapping)),
+            Ok(mapping) => {
+                let device = self.device.downgrade();
+                let memory = DeviceMemory::new(mapping, device, index, area.offset);
+                Ok(Arc::new(memory))
+            }
             Err(source) => Err(DeviceError::Region {
                 action: "map",
                 region: index,

@@ -3,7 +3,9 @@
 mod device;
 mod hot_reset;
 mod kernel;
+mod token;
 
 pub use device::{DeviceBackend, DeviceError, IrqIndex, IrqInfo, RegionArea, RegionInfo};
 pub use hot_reset::{Affected, Holder, HotReset};
 pub(crate) use kernel::KernelDevice;
+pub use token::{VfToken, VfTokenError};

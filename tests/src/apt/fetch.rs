@@ -14,6 +14,8 @@ const ETC: &str = "/etc/apt";
 /// A package that was downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {
+    /// Its name.
+    pub name: String,
     /// Its version.
     pub version: String,
     /// The `.deb` file.
@@ -25,7 +27,7 @@ pub struct Package {
 pub enum AptError {
     /// No source of the machine looks like Debian's archive.
     #[error(
-        "no source in {ETC}/sources.list or {ETC}/sources.list.d is one of Debian's archive (component main), so there is no mirror to take {package} from; add one, or name a ready kernel with AIRLOCK_LAB_KERNEL=PATH"
+        "no source in {ETC}/sources.list or {ETC}/sources.list.d is one of Debian's archive (component main), so there is no mirror to take {package} from; add one"
     )]
     NoMirror {
         /// The package.
@@ -73,21 +75,41 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> AptError {
 pub fn fetch(package: &str, suite: &str, directory: &Path) -> Result<Package, AptError> {
     let own = Apt { config: None };
     if let Some(version) = own.candidate(package)? {
-        match own.download(package, &version, directory) {
-            Ok(file) => return Ok(Package { version, file }),
+        match own.download(package, version, directory) {
             // Its lists may be older than the mirror's content.
             Err(AptError::Command(error)) => {
                 let first = error.to_string();
                 let first = first.lines().next().unwrap_or_default();
                 say(&format!("with the machine's own package lists, {first}"));
             }
-            Err(error) => return Err(error),
+            result => return result,
         }
     }
+    from_mirrors(package, suite, directory, |_| Ok(Some(package.to_owned())))
+}
+
+/// Downloads into `directory` (which must be empty) what the package `meta`
+/// depends on in `suite`, as a package does that is there to name the newest of
+/// its kind. The machine's own apt is not asked: its `meta` is its own suite's.
+///
+/// # Errors
+/// [`AptError`] when no mirror of the machine offers it.
+pub fn fetch_newest(meta: &str, suite: &str, directory: &Path) -> Result<Package, AptError> {
+    from_mirrors(meta, suite, directory, |apt| apt.dependency(meta))
+}
+
+/// Downloads from `suite` on one of the machine's mirrors the package that `name`
+/// says; `wanted` stands for it in messages.
+fn from_mirrors(
+    wanted: &str,
+    suite: &str,
+    directory: &Path,
+    name: impl Fn(&Apt) -> Result<Option<String>, AptError>,
+) -> Result<Package, AptError> {
     let mirrors = mirrors(&machine_sources(Path::new(ETC)));
     if mirrors.is_empty() {
         return Err(AptError::NoMirror {
-            package: package.to_owned(),
+            package: wanted.to_owned(),
         });
     }
     let settings = acquire_settings()?;
@@ -104,13 +126,15 @@ pub fn fetch(package: &str, suite: &str, directory: &Path) -> Result<Package, Ap
             last = Some(Box::new(error));
             continue;
         }
-        if let Some(version) = apt.candidate(package)? {
-            let file = apt.download(package, &version, directory)?;
-            return Ok(Package { version, file });
+        let Some(package) = name(&apt)? else {
+            continue;
+        };
+        if let Some(version) = apt.candidate(&package)? {
+            return apt.download(&package, version, directory);
         }
     }
     Err(AptError::NotFound {
-        package: package.to_owned(),
+        package: wanted.to_owned(),
         suite: suite.to_owned(),
         tried,
         last,
@@ -214,12 +238,19 @@ impl Apt {
         Ok(policy.as_deref().and_then(parse_candidate))
     }
 
+    /// What the package depends on first.
+    fn dependency(&self, package: &str) -> Result<Option<String>, AptError> {
+        let mut command = self.command("apt-cache");
+        let depends = output_of(command.args(["depends", "--important", package]))?;
+        Ok(depends.as_deref().and_then(parse_dependency))
+    }
+
     fn download(
         &self,
         package: &str,
-        version: &str,
+        version: String,
         directory: &Path,
-    ) -> Result<PathBuf, AptError> {
+    ) -> Result<Package, AptError> {
         let place = directory.join("download");
         fs::create_dir_all(&place).map_err(at(&place))?;
         let mut meter = Meter::start(format!("downloading {package} {version}"));
@@ -237,11 +268,16 @@ impl Apt {
         )?;
         meter.finish("done");
         let entries = fs::read_dir(&place).map_err(at(&place))?;
-        entries
+        let file = entries
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .ok_or_else(|| at(&place)(io::Error::other("apt-get downloaded no .deb file")))
+            .ok_or_else(|| at(&place)(io::Error::other("apt-get downloaded no .deb file")))?;
+        Ok(Package {
+            name: package.to_owned(),
+            version,
+            file,
+        })
     }
 }
 
@@ -277,6 +313,13 @@ fn parse_candidate(policy: &str) -> Option<String> {
         .map(str::trim)
         .filter(|version| *version != "(none)")
         .map(str::to_owned)
+}
+
+fn parse_dependency(depends: &str) -> Option<String> {
+    depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends:"))
+        .map(|name| name.trim().to_owned())
 }
 
 fn size_of_files(directory: &Path) -> u64 {
@@ -324,6 +367,13 @@ mod tests {
         let none = "x:\n  Installed: (none)\n  Candidate: (none)\n";
         assert_eq!(parse_candidate(none), None);
         assert_eq!(parse_candidate(""), None);
+    }
+
+    #[test]
+    fn the_newest_is_what_its_meta_package_depends_on() {
+        let depends = "linux-source\n  Depends: linux-source-7.3\n  Depends: other\n";
+        assert_eq!(parse_dependency(depends), Some("linux-source-7.3".into()));
+        assert_eq!(parse_dependency("linux-source\n"), None);
     }
 
     #[test]

@@ -5,5 +5,5 @@
 mod fetch;
 mod sources;
 
-pub use fetch::{AptError, Package, fetch};
+pub use fetch::{AptError, Package, fetch, fetch_newest};
 pub use sources::{Source, machine_sources, parse_deb822, parse_one_line};

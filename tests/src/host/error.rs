@@ -2,12 +2,14 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::{Outcome, QmpError};
 use crate::cache::CacheError;
+use crate::kernel::KernelError;
 use crate::machine::{DiskError, QemuError};
 
 /// Why a nested host did not do what it should.
@@ -85,6 +87,14 @@ pub enum HostError {
         text: String,
         /// What it should be.
         expected: &'static str,
+    },
+    /// There is no kernel for it.
+    #[error("machine '{machine}' has no kernel: {source}")]
+    Kernel {
+        /// Which machine.
+        machine: String,
+        /// Why.
+        source: Arc<KernelError>,
     },
     /// The machine cannot be.
     #[error(transparent)]

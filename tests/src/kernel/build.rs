@@ -5,27 +5,24 @@ use std::thread;
 
 use thiserror::Error;
 
-use super::{FRAGMENT, config};
-use crate::apt::{self, AptError};
+use super::config;
+use super::version::{KernelVersion, Source};
+use crate::apt::{self, AptError, Package};
 use crate::cache::{Cache, CacheError};
 use crate::command::{CommandError, count_lines, run_logged};
-use crate::digest::{DigestError, sha256_parts};
+use crate::digest::DigestError;
 use crate::prerequisites::{self, PrerequisiteError};
-use crate::progress::{Meter, say};
-
-/// The package that holds the kernel's source, and the Debian suite that has it.
-const PACKAGE: &str = "linux-source-6.12";
-const SUITE: &str = "trixie";
+use crate::progress::Meter;
 
 /// Stands for the steps below in the key of the cache: to be raised when they
 /// change in a way that changes the kernel.
-const RECIPE: &str = "2: allnoconfig with the fragment, bzImage and modules";
+pub(super) const RECIPE: &str = "2: allnoconfig with the fragment, bzImage and modules";
 
 /// How `make` begins the lines of its log that stand for a finished object.
 const OBJECT_LINES: &[&str] = &["  CC ", "  AS "];
 
-/// About how many objects there are, for the progress in percent.
-const OBJECTS: usize = 1_400;
+/// The name of the kernel in what [`build`] makes.
+pub(super) const BZIMAGE: &str = "bzImage";
 
 /// Why the kernel could not be built.
 #[derive(Debug, Error)]
@@ -34,17 +31,27 @@ pub enum BuildError {
     #[error(transparent)]
     Prerequisite(#[from] PrerequisiteError),
     /// The source could not be had.
-    #[error(transparent)]
-    Source(#[from] AptError),
+    #[error("{source}; or name a ready kernel with {variable}=PATH")]
+    Source {
+        /// The variable of this version.
+        variable: &'static str,
+        /// Why.
+        source: AptError,
+    },
     /// A step of the build failed.
     #[error("cannot build the lab's kernel: {0}")]
     Step(#[from] CommandError),
     /// Options of the fragment have no effect in this kernel.
     #[error(
-        "the lab's kernel lacks what resources/lab-kernel.config asks for: {}; look for what these options depend on",
-        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        "{package} lacks what the files resources/lab-kernel*.config ask of it: {}; look for what these options depend on",
+        .unmet.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
-    Unmet(Vec<config::Unmet>),
+    Unmet {
+        /// The package with the source.
+        package: String,
+        /// The options.
+        unmet: Vec<config::Unmet>,
+    },
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -53,57 +60,56 @@ pub enum BuildError {
     Digest(#[from] DigestError),
 }
 
-/// The kernel out of the cache, or built into it. A kernel in the cache is used
-/// also when Debian has a newer version of the source by now: asking would need
-/// the network at every start.
-pub(super) fn cached(cache: &Cache) -> Result<PathBuf, BuildError> {
-    let what = "it builds the lab's kernel, which takes some minutes";
-    let directory = cache.entry(&entry_name()?, what, |partial| build(cache, partial))?;
-    Ok(directory.join("bzImage"))
+/// The place of the one build that runs at a time, see [`Place`].
+pub(super) fn place(cache: &Cache) -> Result<Place, CacheError> {
+    Place::create(cache.path("build"))
 }
 
-/// Whether the kernel is in the cache.
-pub(super) fn is_cached(cache: &Cache) -> Result<bool, DigestError> {
-    Ok(cache.path(&entry_name()?).exists())
-}
-
-/// The name of the cache's entry: it depends on all that the kernel does.
-fn entry_name() -> Result<String, DigestError> {
-    let key = sha256_parts(&[PACKAGE.as_bytes(), FRAGMENT.as_bytes(), RECIPE.as_bytes()])?;
-    Ok(format!("kernel-{}", key.short()))
+/// Downloads the package with the source of `version`, which may be newer each
+/// time.
+pub(super) fn fetch(place: &Place, version: KernelVersion) -> Result<Package, BuildError> {
+    let directory = place.make("package")?;
+    let fetched = match version.source() {
+        (Source::Named(package), suite) => apt::fetch(package, suite, &directory),
+        (Source::Newest(meta), suite) => apt::fetch_newest(meta, suite, &directory),
+    };
+    fetched.map_err(|source| BuildError::Source {
+        variable: version.variable(),
+        source,
+    })
 }
 
 /// Makes the directory `partial` with the kernel, its modules, its
 /// configuration and the source package's version in it.
-fn build(cache: &Cache, partial: &Path) -> Result<(), BuildError> {
-    prerequisites::ensure(cache, prerequisites::BUILD)?;
-    let place = Place::create(cache.path("build"))?;
+pub(super) fn build(
+    place: &Place,
+    version: KernelVersion,
+    package: &Package,
+    partial: &Path,
+) -> Result<(), BuildError> {
     if partial.exists() {
         // Of a process that was killed at the end of its build.
         fs::remove_dir_all(partial).map_err(CacheError::at(partial))?;
     }
-    say("there is no kernel for the lab yet; it is built once, in some minutes");
-    let package = apt::fetch(PACKAGE, SUITE, &place.make("package")?)?;
-    let source = unpack(&place, &package.file)?;
-    configure(&place, &source)?;
-    compile(&place, &source)?;
+    let source = unpack(place, package)?;
+    configure(place, &source, version, package)?;
+    compile(place, &source, version)?;
 
     fs::create_dir_all(partial).map_err(CacheError::at(partial))?;
     let image = source.join("arch/x86/boot/bzImage");
-    for (from, to) in [(image, "bzImage"), (source.join(".config"), "config")] {
+    for (from, to) in [(image, BZIMAGE), (source.join(".config"), "config")] {
         fs::copy(&from, partial.join(to)).map_err(CacheError::at(&from))?;
     }
-    install_modules(&place, &source, partial)?;
-    let version = partial.join("version");
-    let text = format!("{PACKAGE} {}\n", package.version);
-    fs::write(&version, text).map_err(CacheError::at(&version))?;
-    place.finish();
+    install_modules(place, &source, partial)?;
+    let path = partial.join("version");
+    let text = format!("{} {}\n", package.name, package.version);
+    fs::write(&path, text).map_err(CacheError::at(&path))?;
     Ok(())
 }
 
 /// The directory of one build. After a success it's removed; after a failure
 /// it stays, with the log that the error names, until the next try.
-struct Place {
+pub(super) struct Place {
     path: PathBuf,
 }
 
@@ -126,20 +132,20 @@ impl Place {
         self.path.join("build.log")
     }
 
-    fn finish(self) {
+    pub(super) fn finish(self) {
         // What is left over is removed before the next build.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-fn unpack(place: &Place, package: &Path) -> Result<PathBuf, BuildError> {
+fn unpack(place: &Place, package: &Package) -> Result<PathBuf, BuildError> {
     let mut meter = Meter::start("unpacking the kernel's source");
     let log = place.log();
     let outer = place.make("deb")?;
     let mut dpkg = Command::new("dpkg-deb");
-    dpkg.arg("--extract").arg(package).arg(&outer);
+    dpkg.arg("--extract").arg(&package.file).arg(&outer);
     run_logged(&mut dpkg, &log, &mut meter, |_| String::new())?;
-    let archive = outer.join(format!("usr/src/{PACKAGE}.tar.xz"));
+    let archive = outer.join(format!("usr/src/{}.tar.xz", package.name));
     let source = place.make("source")?;
     let mut tar = Command::new("tar");
     tar.arg("--extract").arg("--file").arg(archive);
@@ -171,9 +177,14 @@ fn make(source: &Path) -> Command {
     command
 }
 
-fn configure(place: &Place, source: &Path) -> Result<(), BuildError> {
+fn configure(
+    place: &Place,
+    source: &Path,
+    version: KernelVersion,
+    package: &Package,
+) -> Result<(), BuildError> {
     let fragment = place.path.join("fragment");
-    fs::write(&fragment, FRAGMENT).map_err(CacheError::at(&fragment))?;
+    fs::write(&fragment, version.fragment()).map_err(CacheError::at(&fragment))?;
     let mut meter = Meter::quiet_at_first("configuring the kernel");
     let mut command = make(source);
     command
@@ -182,23 +193,26 @@ fn configure(place: &Place, source: &Path) -> Result<(), BuildError> {
     run_logged(&mut command, &place.log(), &mut meter, |_| String::new())?;
     let path = source.join(".config");
     let configuration = fs::read_to_string(&path).map_err(CacheError::at(&path))?;
-    let unmet = config::unmet(FRAGMENT, &configuration);
+    let unmet = config::unmet(version.fragment(), &configuration);
     if unmet.is_empty() {
         return Ok(());
     }
-    Err(BuildError::Unmet(unmet))
+    Err(BuildError::Unmet {
+        package: package.name.clone(),
+        unmet,
+    })
 }
 
-fn compile(place: &Place, source: &Path) -> Result<(), BuildError> {
+fn compile(place: &Place, source: &Path, version: KernelVersion) -> Result<(), BuildError> {
     let jobs = thread::available_parallelism().map_or(1, usize::from);
-    let mut meter = Meter::start(format!("building the kernel with {jobs} jobs"));
+    let mut meter = Meter::start(format!("building {version} with {jobs} jobs"));
     let mut command = make(source);
     command
         .arg(format!("-j{jobs}"))
         .args(["bzImage", "modules"]);
     run_logged(&mut command, &place.log(), &mut meter, |log| {
         let done = count_lines(log, OBJECT_LINES);
-        format!("about {} %", (done * 100 / OBJECTS).min(99))
+        format!("about {} %", (done * 100 / version.objects()).min(99))
     })?;
     meter.finish("done");
     Ok(())

@@ -112,15 +112,4 @@ mod tests {
             ]
         );
     }
-
-    #[test]
-    fn the_labs_own_fragment_asks_for_each_option_once() {
-        let requests = parse(super::super::FRAGMENT);
-        assert!(requests.len() > 100);
-        let mut names: Vec<_> = requests.iter().map(|request| &request.name).collect();
-        names.sort();
-        let all = names.len();
-        names.dedup();
-        assert_eq!(names.len(), all);
-    }
 }

@@ -1,8 +1,11 @@
-//! The lab's kernel: built once from Debian's kernel source package, or given.
+//! The lab's kernels: each built once from a Debian kernel source package, or
+//! given.
 
 mod build;
+mod cached;
 pub mod config;
 mod payload;
+mod version;
 
 use std::env;
 use std::fs;
@@ -13,23 +16,16 @@ use thiserror::Error;
 
 pub use build::BuildError;
 pub use payload::{PayloadError, extract_elf};
+pub use version::KernelVersion;
 
 use crate::cache::{Cache, CacheError};
 use crate::digest::{DigestError, sha256_reader};
 
-/// What the lab's kernel is configured with.
-const FRAGMENT: &str = include_str!("../../../resources/lab-kernel.config");
-
-/// The variable that names a kernel to use instead.
-pub const KERNEL_VARIABLE: &str = "AIRLOCK_LAB_KERNEL";
-
-/// The lab's kernel in its two forms.
+/// A kernel of the lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// For the nested host, and for guests that boot by the Linux protocol.
     pub bzimage: PathBuf,
-    /// The same as an ELF file, for guests that boot by PVH.
-    pub elf: PathBuf,
     /// Its modules, if it has any: a directory with one for the kernel's release
     /// in it, as `/lib/modules` is.
     pub modules: Option<PathBuf>,
@@ -66,48 +62,48 @@ pub enum KernelError {
 }
 
 impl Kernel {
-    /// The kernel that [`KERNEL_VARIABLE`] names, or the lab's own: out of the
-    /// cache, or built now.
+    /// The kernel that [`KernelVersion::variable`] names, or the lab's own: out of
+    /// the cache, or built now.
     ///
     /// # Errors
-    /// [`KernelError`] when it cannot be built or used.
-    pub fn get(cache: &Cache) -> Result<Self, KernelError> {
-        let bzimage = match env::var_os(KERNEL_VARIABLE) {
+    /// [`KernelError`] when it cannot be built.
+    pub fn get(cache: &Cache, version: KernelVersion) -> Result<Self, KernelError> {
+        let bzimage = match env::var_os(version.variable()) {
             Some(path) => path.into(),
-            None => build::cached(cache)?,
+            None => cached::get(cache, version)?.join(build::BZIMAGE),
         };
-        Self::with_elf(cache, bzimage)
+        let modules = modules_of(&bzimage);
+        Ok(Self { bzimage, modules })
     }
 
     /// Whether [`Kernel::get`] would build it, which needs
     /// [`BUILD`](crate::prerequisites::BUILD).
     ///
     /// # Errors
-    /// [`KernelError`] when the cache's key cannot be computed.
-    pub fn must_be_built(cache: &Cache) -> Result<bool, KernelError> {
-        let given = env::var_os(KERNEL_VARIABLE).is_some();
-        Ok(!given && !build::is_cached(cache)?)
+    /// [`KernelError`] when the cache cannot be read.
+    pub fn must_be_built(cache: &Cache, version: KernelVersion) -> Result<bool, KernelError> {
+        let given = env::var_os(version.variable()).is_some();
+        Ok(!given && cached::find(cache, version)?.is_none())
     }
 
-    fn with_elf(cache: &Cache, bzimage: PathBuf) -> Result<Self, KernelError> {
-        let image = fs::read(&bzimage).map_err(|source| KernelError::Read {
-            path: bzimage.clone(),
+    /// The same as an ELF file, for guests that boot by PVH.
+    ///
+    /// # Errors
+    /// [`KernelError`] when it cannot be read or has no ELF file in it.
+    pub fn elf(&self, cache: &Cache) -> Result<PathBuf, KernelError> {
+        let path = &self.bzimage;
+        let image = fs::read(path).map_err(|source| KernelError::Read {
+            path: path.clone(),
             source,
         })?;
         let name = format!("vmlinux-{}", sha256_reader(image.as_slice())?.short());
-        let elf = cache.entry(&name, "it unpacks the kernel", |path: &Path| {
+        cache.entry(&name, "it unpacks the kernel", |to: &Path| {
             let elf = extract_elf(&image).map_err(|source| KernelError::Payload {
-                path: bzimage.clone(),
+                path: path.clone(),
                 source,
             })?;
-            fs::write(path, elf).map_err(CacheError::at(path))?;
-            Ok::<_, KernelError>(())
-        })?;
-        let modules = modules_of(&bzimage);
-        Ok(Self {
-            bzimage,
-            elf,
-            modules,
+            fs::write(to, elf).map_err(CacheError::at(to))?;
+            Ok(())
         })
     }
 }

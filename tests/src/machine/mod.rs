@@ -13,6 +13,8 @@ pub use topology::{Device, DeviceModel, Slot};
 
 use std::time::Duration;
 
+use crate::kernel::KernelVersion;
+
 /// The IOMMU (Intel VT-d, emulated) of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Iommu {
@@ -48,6 +50,7 @@ impl Default for Iommu {
 #[derive(Clone, Debug)]
 pub struct Machine {
     name: String,
+    kernel: KernelVersion,
     cpus: u8,
     memory_mib: u32,
     cmdline: Vec<String>,
@@ -59,11 +62,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with 1 CPU, 3 GiB of memory, a 39-bit IOMMU with interrupt
-    /// remapping, and no device to assign. The name stands in messages.
+    /// A machine with Linux 6.12, 1 CPU, 3 GiB of memory, a 39-bit IOMMU with
+    /// interrupt remapping, and no device to assign. The name stands in messages.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            kernel: KernelVersion::default(),
             cpus: 1,
             memory_mib: 3072,
             cmdline: Vec::new(),
@@ -73,6 +77,13 @@ impl Machine {
             extra: Vec::new(),
             boot_limit: Duration::from_secs(60),
         }
+    }
+
+    /// The Linux of the nested host; guests run the default one on any host. One
+    /// that is not in the cache is built when the machine is booted.
+    pub fn kernel(mut self, version: KernelVersion) -> Self {
+        self.kernel = version;
+        self
     }
 
     /// The number of CPUs. More than one needs a reason: see the crate's page.
@@ -139,6 +150,10 @@ impl Machine {
     /// The slots in the order they were added.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    pub(crate) fn kernel_version(&self) -> KernelVersion {
+        self.kernel
     }
 
     pub(crate) fn boot_time_limit(&self) -> Duration {

@@ -1,23 +1,33 @@
 use lab::airlock::{Run, installed};
 use lab::host::{Exit, Host, HostError};
 use lab::machine::{Device, Machine};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::{BOOT, assert_as_before, assert_disk_works, bindings, disk, state, succeeds};
 
 const ALL: [&str; 1] = ["disk"];
 
-#[test]
-fn whatever_the_end_the_device_goes_back() {
-    let machine = Machine::new("ends").device(Device::nvme("disk", disk()));
+on_both_backends!(whatever_the_end_of_a_guest_the_device_goes_back);
+
+fn whatever_the_end_of_a_guest_the_device_goes_back(backend: Backend) {
+    let machine =
+        Machine::new(format!("guest-ends-{backend}")).device(Device::nvme("disk", disk()));
     scenario(&machine, |host| {
         let before = state(host, &ALL)?;
-        for part in [
-            killed_while_binding,
-            killed_while_releasing,
-            killed_while_running,
-            ended_in_order,
-        ] {
+        for part in [killed_while_running, ended_in_order] {
+            part(host, backend, &before)?;
+            assert_disk_works(host)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn whatever_the_end_of_a_binding_the_device_goes_back() {
+    let machine = Machine::new("binding-ends").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let before = state(host, &ALL)?;
+        for part in [killed_while_binding, killed_while_releasing] {
             part(host, &before)?;
             assert_disk_works(host)?;
         }
@@ -102,12 +112,13 @@ fn killed_while_releasing(host: &Host, before: &str) -> Result<(), HostError> {
     Ok(())
 }
 
-fn guest(host: &Host, tasks: &str) -> Result<Run, HostError> {
-    Ok(Run::tasks(tasks).device(host.address("disk")?).bind())
+fn guest(host: &Host, backend: Backend, tasks: &str) -> Result<Run, HostError> {
+    let run = Run::tasks(tasks).iommu(backend);
+    Ok(run.device(host.address("disk")?).bind())
 }
 
-fn killed_while_running(host: &Host, before: &str) -> Result<(), HostError> {
-    let mut running = host.start(&guest(host, "nvme,sleep")?.step())?;
+fn killed_while_running(host: &Host, backend: Backend, before: &str) -> Result<(), HostError> {
+    let mut running = host.start(&guest(host, backend, "nvme,sleep")?.step())?;
     running.wait_line("lab: sleep", BOOT)?;
     running.signal(9)?;
     assert_eq!(running.wait()?.exit, Exit::Signal(9));
@@ -118,7 +129,7 @@ fn killed_while_running(host: &Host, before: &str) -> Result<(), HostError> {
 
     // Before the guest begins; the next airlock gives the device back, and has
     // it then.
-    let running = host.start(&guest(host, "nvme,sleep")?.step())?;
+    let running = host.start(&guest(host, backend, "nvme,sleep")?.step())?;
     let address = host.address("disk")?;
     host.shell(&format!(
         "set -- /sys/bus/pci/devices/{address}
@@ -127,7 +138,7 @@ fn killed_while_running(host: &Host, before: &str) -> Result<(), HostError> {
     running.signal(9)?;
     assert_eq!(running.wait()?.exit, Exit::Signal(9));
     assert_left_behind(host)?;
-    let outcome = host.run(&guest(host, "nvme,panic")?.step())?;
+    let outcome = host.run(&guest(host, backend, "nvme,panic")?.step())?;
     assert_eq!(outcome.exit, Exit::Status(4), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("sudden end"), "{}", outcome.stderr);
     assert_as_before(host, &ALL, before)
@@ -141,15 +152,19 @@ fn assert_left_behind(host: &Host) -> Result<(), HostError> {
     Ok(())
 }
 
-fn ended_in_order(host: &Host, before: &str) -> Result<(), HostError> {
-    let mut running = host.start(&guest(host, "nvme,sleep")?.step())?;
+fn ended_in_order(host: &Host, backend: Backend, before: &str) -> Result<(), HostError> {
+    let mut running = host.start(&guest(host, backend, "nvme,sleep")?.step())?;
     running.wait_line("lab: sleep", BOOT)?;
     running.signal(15)?;
     assert_eq!(running.wait()?.exit, Exit::Status(143));
     assert_as_before(host, &ALL, before)?;
 
     // A guest that never was: the device goes back all the same.
-    let outcome = host.run(&guest(host, "nvme")?.kernel("/no/such/kernel").step())?;
+    let outcome = host.run(
+        &guest(host, backend, "nvme")?
+            .kernel("/no/such/kernel")
+            .step(),
+    )?;
     assert_eq!(outcome.exit, Exit::Status(1), "{}", outcome.stderr);
     assert_as_before(host, &ALL, before)
 }

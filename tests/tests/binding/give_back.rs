@@ -2,7 +2,7 @@ use lab::airlock::Run;
 use lab::host::{Host, HostError};
 use lab::machine::{Device, Machine, Slot};
 use lab::markers::Markers;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::{
     BYTES, assert_as_before, assert_disk_works, assert_guest_had_network, assert_nic_works,
@@ -11,26 +11,35 @@ use super::{
 
 const ALL: [&str; 5] = ["disk", "nic", "twin", "old-a", "old-b"];
 
-#[test]
-fn each_device_comes_back_and_works() {
-    let machine = Machine::new("give-back")
+on_both_backends!(each_device_comes_back_from_a_guest_and_works);
+
+fn machine(name: &str) -> Machine {
+    Machine::new(name)
         .device(Device::nvme("disk", disk()))
         .device(Device::e1000e("nic"))
         .device(Device::e1000e("twin"))
         .slot(Slot::ConventionalBridge(vec![
             Device::e1000("old-a"),
             Device::e1000("old-b"),
-        ]));
-    scenario(&machine, |host| {
+        ]))
+}
+
+fn each_device_comes_back_from_a_guest_and_works(backend: Backend) {
+    scenario(&machine(&format!("give-back-{backend}")), |host| {
         let before = state(host, &ALL)?;
-        dry_runs_change_nothing(host)?;
-        assert_as_before(host, &ALL, &before)?;
-        for part in [
-            nvme,
-            one_of_two_nics,
-            conventional_pair,
-            by_hand_and_by_name,
-        ] {
+        for part in [nvme, one_of_two_nics, conventional_pair] {
+            part(host, backend)?;
+            assert_as_before(host, &ALL, &before)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_bind_and_release_do_by_themselves() {
+    scenario(&machine("by-themselves"), |host| {
+        let before = state(host, &ALL)?;
+        for part in [dry_runs_change_nothing, by_hand_and_by_name] {
             part(host)?;
             assert_as_before(host, &ALL, &before)?;
         }
@@ -65,9 +74,10 @@ fn dry_runs_change_nothing(host: &Host) -> Result<(), HostError> {
     Ok(())
 }
 
-fn nvme(host: &Host) -> Result<(), HostError> {
+fn nvme(host: &Host, backend: Backend) -> Result<(), HostError> {
     let guest = Run::tasks("nvme,poweroff")
         .cmdline(&format!("lab.bytes={BYTES}"))
+        .iommu(backend)
         .device(host.address("disk")?)
         .bind();
     let outcome = host.run(&guest.step())?.expect_success()?;
@@ -82,12 +92,13 @@ fn nvme(host: &Host) -> Result<(), HostError> {
 
 /// The guest has one NIC; the host keeps the other, which differs in nothing
 /// but its address, all the time.
-fn one_of_two_nics(host: &Host) -> Result<(), HostError> {
+fn one_of_two_nics(host: &Host, backend: Backend) -> Result<(), HostError> {
     let interface = host.interface("twin")?.expect("the twin has no interface");
     // A device that was taken from its driver for a moment has another index.
     let index = || host.shell(&format!("cat /sys/class/net/{interface}/ifindex"));
     let before = index()?;
     let guest = Run::tasks("net,poweroff")
+        .iommu(backend)
         .device(host.address("nic")?)
         .bind();
     let outcome = host.run(&guest.step())?.expect_success()?;
@@ -98,13 +109,15 @@ fn one_of_two_nics(host: &Host) -> Result<(), HostError> {
 }
 
 /// One device of a pair is no use without the other.
-fn conventional_pair(host: &Host) -> Result<(), HostError> {
+fn conventional_pair(host: &Host, backend: Backend) -> Result<(), HostError> {
     succeeds(host, &["bind", "--group", "old-a"])?;
     for name in ["old-a", "old-b"] {
         assert_eq!(host.driver(name)?.as_deref(), Some("vfio-pci"));
     }
     // Its only interrupt is INTx, which a guest does not get yet.
-    let guest = Run::tasks("pci,poweroff").device(host.address("old-a")?);
+    let guest = Run::tasks("pci,poweroff")
+        .iommu(backend)
+        .device(host.address("old-a")?);
     let outcome = host.run(&guest.step())?.expect_success()?;
     let markers = Markers::of(&outcome.lines);
     let found = markers

@@ -3,13 +3,14 @@ use std::time::Duration;
 use lab::airlock::Run;
 use lab::host::{Exit, Host, HostError, Process};
 use lab::machine::{Device, Machine, Slot};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::{BOOT, SOON, assert_as_before, assert_nic_works, bindings, state};
 
-#[test]
-fn groups_that_change_while_a_guest_runs() {
-    let machine = Machine::new("group-changes")
+on_both_backends!(groups_that_change_while_a_guest_runs);
+
+fn groups_that_change_while_a_guest_runs(backend: Backend) {
+    let machine = Machine::new(format!("group-changes-{backend}"))
         .device(Device::e1000e("alone").absent())
         .slot(Slot::Ports {
             acs: false,
@@ -23,18 +24,19 @@ fn groups_that_change_while_a_guest_runs() {
             Device::e1000("old-b").absent(),
         ]));
     scenario(&machine, |host| {
-        comes_into_a_held_group(host, "below-a", "below-b", "e1000e")?;
-        comes_into_a_held_group(host, "old-a", "old-b", "e1000")?;
+        comes_into_a_held_group(host, backend, "below-a", "below-b", "e1000e")?;
+        comes_into_a_held_group(host, backend, "old-a", "old-b", "e1000")?;
         host.plug("alone")?;
         for policy in ["release", "stop", "warn"] {
-            leaves_a_guest(host, policy)?;
+            leaves_a_guest(host, backend, policy)?;
         }
         Ok(())
     });
 }
 
-fn start(host: &Host, device: &str, policy: &str) -> Result<Process, HostError> {
+fn start(host: &Host, backend: Backend, device: &str, policy: &str) -> Result<Process, HostError> {
     let run = Run::tasks("beat")
+        .iommu(backend)
         .device(host.address(device)?)
         .bind()
         .arg("--on-viability-loss")
@@ -48,12 +50,13 @@ fn start(host: &Host, device: &str, policy: &str) -> Result<Process, HostError> 
 /// guest is gone, the device gets the driver that it would have had.
 fn comes_into_a_held_group(
     host: &Host,
+    backend: Backend,
     held: &str,
     new: &str,
     driver: &str,
 ) -> Result<(), HostError> {
     let before = state(host, &[held])?;
-    let mut running = start(host, held, "stop")?;
+    let mut running = start(host, backend, held, "stop")?;
     let address = host.plug(new)?;
     running.wait_line(&address.to_string(), SOON)?;
     assert_eq!(host.group(new)?, host.group(held)?);
@@ -79,8 +82,8 @@ fn comes_into_a_held_group(
 }
 
 /// A guest's device is unplugged.
-fn leaves_a_guest(host: &Host, policy: &str) -> Result<(), HostError> {
-    let mut running = start(host, "alone", policy)?;
+fn leaves_a_guest(host: &Host, backend: Backend, policy: &str) -> Result<(), HostError> {
+    let mut running = start(host, backend, "alone", policy)?;
     let address = host.address("alone")?.to_string();
     host.unplug("alone")?;
     running.wait_line(&address, SOON)?;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use lab::airlock::{Run, installed};
 use lab::host::{Exit, Host, HostError, Process, Step};
 use lab::machine::{Device, Machine};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::{
     BOOT, SOON, assert_as_before, assert_disk_works, assert_nic_works, bindings, disk, refused,
@@ -12,23 +12,22 @@ use super::{
 
 const ALL: [&str; 2] = ["disk", "nic"];
 
-#[test]
-fn what_a_guest_uses_is_not_taken_from_it() {
-    let machine = Machine::new("in-use")
+on_both_backends!(what_a_guest_uses_is_not_taken_from_it);
+
+fn what_a_guest_uses_is_not_taken_from_it(backend: Backend) {
+    let machine = Machine::new(format!("in-use-{backend}"))
         .device(Device::nvme("disk", disk()))
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         let before = state(host, &ALL)?;
-        two_at_once(host)?;
-        assert_as_before(host, &ALL, &before)?;
-        held_by_a_running_airlock(host)?;
+        held_by_a_running_airlock(host, backend)?;
         assert_as_before(host, &ALL, &before)?;
         for part in [
             unbound_and_released,
             unbound_and_stopped,
             unbound_and_warned,
         ] {
-            part(host)?;
+            part(host, backend)?;
             assert_as_before(host, &ALL, &before)?;
         }
         assert_disk_works(host)?;
@@ -37,8 +36,9 @@ fn what_a_guest_uses_is_not_taken_from_it() {
 }
 
 /// A guest that shows all the time that it lives.
-fn guest(host: &Host, device: &str) -> Result<Run, HostError> {
-    Ok(Run::tasks("beat").device(host.address(device)?))
+fn guest(host: &Host, backend: Backend, device: &str) -> Result<Run, HostError> {
+    let run = Run::tasks("beat").iommu(backend);
+    Ok(run.device(host.address(device)?))
 }
 
 fn start(host: &Host, run: &Run) -> Result<Process, HostError> {
@@ -48,25 +48,31 @@ fn start(host: &Host, run: &Run) -> Result<Process, HostError> {
 }
 
 /// Of two that want the same device one gets it, the other is told who has it.
-fn two_at_once(host: &Host) -> Result<(), HostError> {
-    let address = host.address("disk")?;
-    let airlock = installed("airlock");
-    let told = host.shell(&format!(
-        "status() {{ if wait $1; then echo done; else echo refused; fi; }}
-         {airlock} bind {address} >/dev/null 2>/run/first & first=$!
-         {airlock} bind {address} >/dev/null 2>/run/second & second=$!
-         status $first; status $second; cat /run/first /run/second"
-    ))?;
-    let count = |word: &str| told.lines().filter(|line| *line == word).count();
-    assert_eq!((count("done"), count("refused")), (1, 1), "{told}");
-    assert!(told.contains("is bound already"), "{told}");
-    assert_eq!(bindings(host)?.len(), 1, "{told}");
-    succeeds(host, &["release", "disk"])?;
-    Ok(())
+/// Neither opens it.
+#[test]
+fn of_two_that_bind_one_is_refused() {
+    let machine = Machine::new("bind-twice").device(Device::nvme("disk", disk()));
+    scenario(&machine, |host| {
+        let before = state(host, &["disk"])?;
+        let address = host.address("disk")?;
+        let airlock = installed("airlock");
+        let told = host.shell(&format!(
+            "status() {{ if wait $1; then echo done; else echo refused; fi; }}
+             {airlock} bind {address} >/dev/null 2>/run/first & first=$!
+             {airlock} bind {address} >/dev/null 2>/run/second & second=$!
+             status $first; status $second; cat /run/first /run/second"
+        ))?;
+        let count = |word: &str| told.lines().filter(|line| *line == word).count();
+        assert_eq!((count("done"), count("refused")), (1, 1), "{told}");
+        assert!(told.contains("is bound already"), "{told}");
+        assert_eq!(bindings(host)?.len(), 1, "{told}");
+        succeeds(host, &["release", "disk"])?;
+        assert_as_before(host, &["disk"], &before)
+    });
 }
 
-fn held_by_a_running_airlock(host: &Host) -> Result<(), HostError> {
-    let mut running = start(host, &guest(host, "disk")?.bind())?;
+fn held_by_a_running_airlock(host: &Host, backend: Backend) -> Result<(), HostError> {
+    let mut running = start(host, &guest(host, backend, "disk")?.bind())?;
     let pid = running.pid().to_string();
     let held = bindings(host)?;
     assert_eq!((held.len(), &held[0]["state"]), (1, &"live".into()));
@@ -75,7 +81,7 @@ fn held_by_a_running_airlock(host: &Host) -> Result<(), HostError> {
     refused(host, &["release", "disk"], &[&pid])?;
     succeeds(host, &["release", "--stale"])?;
     succeeds(host, &["release", "--all"])?;
-    let second = host.run(&guest(host, "disk")?.bind().step())?;
+    let second = host.run(&guest(host, backend, "disk")?.bind().step())?;
     assert_eq!(second.exit, Exit::Status(1), "{}", second.stderr);
     assert!(second.stderr.contains(&pid), "{}", second.stderr);
 
@@ -87,9 +93,15 @@ fn held_by_a_running_airlock(host: &Host) -> Result<(), HostError> {
 }
 
 /// A guest with the NIC, bound before it; somebody unbinds it by hand.
-fn with_policy(host: &Host, policy: &str) -> Result<(Process, Process), HostError> {
+fn with_policy(
+    host: &Host,
+    backend: Backend,
+    policy: &str,
+) -> Result<(Process, Process), HostError> {
     succeeds(host, &["bind", "nic"])?;
-    let run = guest(host, "nic")?.arg("--on-viability-loss").arg(policy);
+    let run = guest(host, backend, "nic")?
+        .arg("--on-viability-loss")
+        .arg(policy);
     let running = start(host, &run)?;
     let pid = running.pid().to_string();
     refused(host, &["release", "nic"], &["in use", "airlock", &pid])?;
@@ -100,8 +112,8 @@ fn with_policy(host: &Host, policy: &str) -> Result<(Process, Process), HostErro
     Ok((running, unbinding))
 }
 
-fn unbound_and_released(host: &Host) -> Result<(), HostError> {
-    let (mut running, unbinding) = with_policy(host, "release")?;
+fn unbound_and_released(host: &Host, backend: Backend) -> Result<(), HostError> {
+    let (mut running, unbinding) = with_policy(host, backend, "release")?;
     let address = host.address("nic")?.to_string();
     running.wait_line(&address, SOON)?;
     unbinding.wait()?.expect_success()?;
@@ -116,8 +128,8 @@ fn unbound_and_released(host: &Host) -> Result<(), HostError> {
     Ok(())
 }
 
-fn unbound_and_stopped(host: &Host) -> Result<(), HostError> {
-    let (mut running, unbinding) = with_policy(host, "stop")?;
+fn unbound_and_stopped(host: &Host, backend: Backend) -> Result<(), HostError> {
+    let (mut running, unbinding) = with_policy(host, backend, "stop")?;
     let address = host.address("nic")?.to_string();
     running.wait_line(&address, SOON)?;
     let outcome = running.wait()?;
@@ -132,8 +144,8 @@ fn unbound_and_stopped(host: &Host) -> Result<(), HostError> {
     assert_nic_works(host, "nic")
 }
 
-fn unbound_and_warned(host: &Host) -> Result<(), HostError> {
-    let (mut running, unbinding) = with_policy(host, "warn")?;
+fn unbound_and_warned(host: &Host, backend: Backend) -> Result<(), HostError> {
+    let (mut running, unbinding) = with_policy(host, backend, "warn")?;
     let address = host.address("nic")?.to_string();
     running.wait_line(&address, SOON)?;
     // The guest keeps it, and whoever unbinds it waits.

@@ -1,7 +1,7 @@
 use lab::airlock::Run;
 use lab::host::{Host, HostError};
 use lab::machine::{Device, Machine};
-use lab::scenario;
+use lab::{Backend, scenario};
 
 use super::{
     assert_as_before, assert_disk_works, assert_guest_had_network, assert_nic_works, disk, refused,
@@ -66,9 +66,13 @@ fn variant_driver(host: &Host) -> Result<(), HostError> {
 
     succeeds(host, &["bind", "nic"])?;
     assert_eq!(host.driver("nic")?.as_deref(), Some("virtio_vfio_pci"));
-    let guest = Run::tasks("net,poweroff").device(host.address("nic")?);
-    let outcome = host.run(&guest.step())?.expect_success()?;
-    assert_guest_had_network(&outcome, "virtio_net");
+    for backend in Backend::BOTH {
+        let guest = Run::tasks("net,poweroff")
+            .iommu(backend)
+            .device(host.address("nic")?);
+        let outcome = host.run(&guest.step())?.expect_success()?;
+        assert_guest_had_network(&outcome, "virtio_net");
+    }
     succeeds(host, &["release", "nic"])?;
     assert_as_before(host, &["nic"], &before)?;
     assert_nic_works(host, "nic")?;

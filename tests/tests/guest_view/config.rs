@@ -3,10 +3,12 @@
 use lab::airlock::installed;
 use lab::host::{Exit, Host, HostError, Step};
 use lab::machine::{Device, DeviceModel, Machine};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 use serde_json::Value;
 
 use super::guest::{NIC, NVME, disk, finish, run};
+
+on_both_backends!(every_difference_is_explained);
 
 /// Vendor-specific capabilities, AER and ATS.
 const RNG: &str = "1af4:1044";
@@ -78,13 +80,12 @@ fn unexplained(inspection: &Value, found: &[u8]) -> Vec<String> {
     wrong
 }
 
-#[test]
-fn every_difference_is_explained() {
+fn every_difference_is_explained(backend: Backend) {
     let entropy = DeviceModel::Other("virtio-rng-pci".to_owned());
     let entropy = ["aer=on", "ats=on", "disable-legacy=on", "iommu_platform=on"]
         .into_iter()
         .fold(Device::new("rng", entropy), Device::property);
-    let machine = Machine::new("views")
+    let machine = Machine::new(format!("views-{backend}"))
         .device(Device::nvme("disk", disk()))
         .device(Device::e1000e("nic"))
         .device(entropy);
@@ -118,7 +119,7 @@ fn every_difference_is_explained() {
         for (_, id) in devices {
             script += &format!("guest-pci doors {id}\n");
         }
-        let mut run = run(host, &script)?;
+        let mut run = run(host, backend, &script)?;
         let mut inspections = Vec::new();
         for (name, _) in devices {
             run = run.device(host.address(name)?);

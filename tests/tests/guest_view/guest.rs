@@ -11,7 +11,7 @@ use lab::host::{Exit, Host, HostError};
 use lab::initramfs::addition;
 use lab::machine::Disk;
 use lab::markers::Markers;
-use lab::names;
+use lab::{Backend, names};
 
 /// What guests read of each disk.
 pub(super) const BYTES: u64 = 1 << 20;
@@ -24,7 +24,7 @@ pub(super) fn disk() -> Disk {
 
 /// A run whose task `view` is this script, then power off. Before it, `unbind ID`
 /// takes a device from its driver and sets `$address`; `rebind` gives it back.
-pub(super) fn run(host: &Host, script: &str) -> Result<Run, HostError> {
+pub(super) fn run(host: &Host, backend: Backend, script: &str) -> Result<Run, HostError> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
         let cache = Cache::open().expect("no cache");
@@ -55,6 +55,7 @@ pub(super) fn run(host: &Host, script: &str) -> Result<Run, HostError> {
         installed(&format!("work/{name}"))
     ))?;
     Ok(Run::tasks("view,poweroff")
+        .iommu(backend)
         .initrd(Some(initrd))
         .cmdline(&format!("lab.bytes={BYTES}")))
 }

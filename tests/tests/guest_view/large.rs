@@ -1,9 +1,11 @@
 //! BARs of many GiB.
 
 use lab::machine::{Device, DeviceModel, Machine, Slot};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::guest::{finish, run};
+
+on_both_backends!(bars_of_16_and_of_128_gib);
 
 const GIB: u64 = 1 << 30;
 
@@ -14,9 +16,8 @@ fn integrated(name: &str, model: &str) -> Slot {
 
 /// One with memory behind it, and one that is a quarter of what a 39-bit IOMMU
 /// can address and reads as zero everywhere.
-#[test]
-fn bars_of_16_and_of_128_gib() {
-    let machine = Machine::new("large")
+fn bars_of_16_and_of_128_gib(backend: Backend) {
+    let machine = Machine::new(format!("large-{backend}"))
         .slot(integrated("memory", "ivshmem-plain,memdev=large"))
         .slot(integrated("empty", "pci-testdev,membar=128G"))
         .qemu_args([
@@ -29,7 +30,7 @@ fn bars_of_16_and_of_128_gib() {
             ("memory", "1af4:1110", 16 * GIB, (0x1122_3344, 0x5566_7788)),
             ("empty", "1b36:0005", 128 * GIB, (0, 0)),
         ] {
-            let run = run(host, &format!("guest-pci ends {id} 2"))?;
+            let run = run(host, backend, &format!("guest-pci ends {id} 2"))?;
             let markers = finish(host, &run.device(host.address(device)?))?;
             let ends = markers.first("ends").expect("the guest has no such BAR");
             assert_eq!(ends.number("size"), Some(size), "{ends:?}");

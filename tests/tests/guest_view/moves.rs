@@ -2,9 +2,11 @@
 
 use lab::machine::{Device, DeviceModel, Machine, Slot};
 use lab::markers::Marker;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::guest::{NVME, assert_reads, disk, finish, run};
+
+on_both_backends!(bars_move_under_load);
 
 /// Each read between two writes found who answers there, and each read during
 /// one found somebody who may.
@@ -25,11 +27,10 @@ fn shared_memory(name: &str) -> Slot {
     Slot::Integrated(Device::new(name, DeviceModel::Other(model)))
 }
 
-#[test]
-fn bars_move_under_load() {
+fn bars_move_under_load(backend: Backend) {
     // One CPU for both of the guest's: each waits in the middle of a write for
     // as long as the other runs.
-    let mut machine = Machine::new("moves").device(Device::nvme("disk", disk()));
+    let mut machine = Machine::new(format!("moves-{backend}")).device(Device::nvme("disk", disk()));
     for name in ["one", "other"] {
         let memory = format!("memory-backend-ram,size=1M,share=on,id={name}-memory");
         machine = machine
@@ -48,7 +49,7 @@ fn bars_move_under_load() {
             rebind
             task_nvme"
         );
-        let mut run = run(host, &script)?.cpus(2);
+        let mut run = run(host, backend, &script)?.cpus(2);
         for device in ["disk", "one", "other"] {
             run = run.device(host.address(device)?);
         }

@@ -2,9 +2,11 @@
 
 use lab::machine::{Device, Machine};
 use lab::markers::Marker;
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::guest::{NIC, NVME, assert_reads, disk, finish, run};
+
+on_both_backends!(devices_sleep_are_reset_and_work_again);
 
 const ALL_ONES: Option<u64> = Some(u32::MAX as u64);
 
@@ -28,9 +30,8 @@ fn assert_slept(power: &Marker) {
     assert_eq!(number("again"), number("awake"), "{power:?}");
 }
 
-#[test]
-fn devices_sleep_are_reset_and_work_again() {
-    let machine = Machine::new("power")
+fn devices_sleep_are_reset_and_work_again(backend: Backend) {
+    let machine = Machine::new(format!("power-{backend}"))
         .device(Device::nvme("disk", disk()))
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
@@ -50,7 +51,7 @@ fn devices_sleep_are_reset_and_work_again() {
             task_nvme
             task_net"
         );
-        let run = run(host, &script)?
+        let run = run(host, backend, &script)?
             .device(host.address("disk")?)
             .device(host.address("nic")?);
         let markers = finish(host, &run)?;

@@ -2,9 +2,11 @@
 
 use lab::host::{Host, HostError};
 use lab::machine::{Device, Machine};
-use lab::scenario;
+use lab::{Backend, on_both_backends, scenario};
 
 use super::guest::{NIC, finish, run};
+
+on_both_backends!(the_rom_is_the_devices_or_a_files_or_hidden);
 
 /// The sum of a ROM as sysfs reads it, or that there is none.
 const READ: &str = "rom() {
@@ -16,7 +18,11 @@ const READ: &str = "rom() {
     }";
 
 /// What a guest finds, with an option of `--device`.
-fn rom_of_guest(host: &Host, option: &str) -> Result<(String, Vec<u64>), HostError> {
+fn rom_of_guest(
+    host: &Host,
+    backend: Backend,
+    option: &str,
+) -> Result<(String, Vec<u64>), HostError> {
     let script = format!(
         "{READ}
         unbind {NIC}
@@ -25,7 +31,7 @@ fn rom_of_guest(host: &Host, option: &str) -> Result<(String, Vec<u64>), HostErr
         marker rom \"sum=$1 size=$3\"
         for register in 0 8; do guest-pci ports {NIC} 0 2 $register; done"
     );
-    let run = run(host, &script)?.device(format!("{}{option}", host.address("nic")?));
+    let run = run(host, backend, &script)?.device(format!("{}{option}", host.address("nic")?));
     let markers = finish(host, &run)?;
     let rom = markers.first("rom").expect("the guest said nothing");
     let found = format!("{} {}", rom.value("sum"), rom.value("size"));
@@ -40,9 +46,8 @@ fn rom_of_guest(host: &Host, option: &str) -> Result<(String, Vec<u64>), HostErr
     Ok((found.trim().to_owned(), registers))
 }
 
-#[test]
-fn the_rom_is_the_devices_or_a_files_or_hidden() {
-    let machine = Machine::new("rom").device(Device::e1000e("nic"));
+fn the_rom_is_the_devices_or_a_files_or_hidden(backend: Backend) {
+    let machine = Machine::new(format!("rom-{backend}")).device(Device::e1000e("nic"));
     scenario(&machine, |host| {
         host.bind_vfio(&["nic"])?;
         let address = host.address("nic")?;
@@ -50,7 +55,7 @@ fn the_rom_is_the_devices_or_a_files_or_hidden() {
         let of_host = of_host.trim().replace(" - ", " ");
         assert_ne!(of_host, "none");
 
-        let (rom, registers) = rom_of_guest(host, "")?;
+        let (rom, registers) = rom_of_guest(host, backend, "")?;
         assert_eq!(rom, of_host);
         // Neither its control nor its status register is empty.
         assert_eq!(registers.len(), 2);
@@ -63,10 +68,10 @@ fn the_rom_is_the_devices_or_a_files_or_hidden() {
             yes airlock | head -c 972; } >/run/lab/other.rom; sha256sum </run/lab/other.rom";
         let made = host.shell(make)?;
         let made = made.split_whitespace().next().unwrap().to_owned();
-        let (rom, _) = rom_of_guest(host, ",rom=/run/lab/other.rom")?;
+        let (rom, _) = rom_of_guest(host, backend, ",rom=/run/lab/other.rom")?;
         assert_eq!(rom, format!("{made} 1024"));
 
-        let (rom, _) = rom_of_guest(host, ",rom=off")?;
+        let (rom, _) = rom_of_guest(host, backend, ",rom=off")?;
         assert_eq!(rom, "none");
         Ok(())
     });

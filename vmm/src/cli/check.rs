@@ -7,7 +7,7 @@ use passthrough::plan::Plan;
 
 use super::consent::ConsentArgs;
 use super::style::Style;
-use crate::config::MemorySize;
+use crate::config::{IommuChoice, MemorySize};
 use crate::request::{addresses, request};
 
 /// What `airlock check` takes.
@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// agrees; they are not reset
     #[arg(long)]
     claim: bool,
+    /// By which interface the devices would be taken, as in `airlock run`
+    #[arg(long, value_name = "auto|iommufd|type1", default_value = "auto")]
+    iommu: IommuChoice,
     /// The plan as JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +45,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Err(error) => return super::fail(&error),
     };
     let consent = args.consent.clone().into();
-    let request = request(&args.devices, args.memory, &consent);
+    let mut request = request(&args.devices, args.memory, &consent);
+    request.backend = args.iommu.0;
     let mut plan = Plan::make(&survey, &request);
     if args.claim {
         let proof = claim(&survey, &plan, &addresses(args.memory));

@@ -6,6 +6,7 @@ mod check;
 mod columns;
 mod consent;
 mod devices;
+mod given;
 mod inspect;
 mod inventory;
 mod lease;
@@ -111,6 +112,12 @@ mod tests {
         assert!(parse("airlock inspect 01:00.8").is_err());
         assert!(parse("airlock run --kernel k --device 01:00.0,rom=off").is_ok());
         let error = parse("airlock run --kernel k --device 01:00.0,rom").unwrap_err();
-        assert!(error.to_string().contains("BDF,rom=FILE"), "{error}");
+        assert!(
+            error.to_string().contains("after a comma rom=FILE"),
+            "{error}"
+        );
+        assert!(parse("airlock run --kernel k --iommu type1 --fd iommufd=3").is_ok());
+        assert!(parse("airlock run --kernel k --iommu type2").is_err());
+        assert!(parse("airlock run --kernel k --fd iommu=3").is_err());
     }
 }

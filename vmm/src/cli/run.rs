@@ -3,12 +3,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
+use passthrough::OpenFiles;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::consent::ConsentArgs;
+use super::given::{self, GivenFile};
 use super::lease::{BindScope, Lease};
 use crate::config::{
-    Acknowledgement, CpuConfig, DeviceConfig, MemorySize, OnViabilityLoss, SerialOutput, VmConfig,
+    Acknowledgement, CpuConfig, DeviceConfig, IommuChoice, MemorySize, OnViabilityLoss,
+    SerialOutput, VmConfig,
 };
 use crate::event_loop::Signals;
 use crate::outcome::Outcome;
@@ -57,9 +60,20 @@ pub(super) struct Args {
     #[arg(long, value_name = "idle=host|guest", default_value = "idle=host")]
     cpu: CpuConfig,
     /// Host address of a PCI device to assign; may be given several times.
-    /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides it
-    #[arg(long = "device", value_name = "BDF[,rom=FILE|off]")]
+    /// rom=FILE replaces what the guest finds in its option ROM, rom=off hides
+    /// it. vf-token= goes with virtual functions of a physical one that is in
+    /// VFIO too: given with that it is set, with those it must be the same
+    #[arg(long = "device", value_name = "BDF[,rom=FILE|off][,vf-token=UUID]")]
     devices: Vec<DeviceConfig>,
+    /// By which of the kernel's interfaces the devices are taken: iommufd, or
+    /// groups and a type1 container. auto takes iommufd where it is there
+    #[arg(long, value_name = "auto|iommufd|type1", default_value = "auto")]
+    iommu: IommuChoice,
+    /// Use file descriptor N, which whoever started this process has opened:
+    /// NAME is iommufd, a device's address, container or group/N. May be given
+    /// several times
+    #[arg(long = "fd", value_name = "NAME=N")]
+    fds: Vec<GivenFile>,
     /// Bind the devices to VFIO for the life of the VM and give them back
     /// afterwards; with `=group` also every other endpoint of their groups
     #[arg(
@@ -129,6 +143,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
         cpus: args.cpus,
         cpu: args.cpu,
         devices: args.devices,
+        iommu: args.iommu,
         consent: args.consent.into(),
         on_viability_loss: args.on_viability_loss,
         serial: args.serial,
@@ -138,6 +153,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
             Acknowledgement::Resampled
         },
     };
+    let files = given::adopt(&args.fds)?;
     raise_open_files();
     // From here on a signal ends the VM in good order, or keeps it from starting.
     let signals = Signals::take_over().map_err(VmError::Signals)?;
@@ -145,7 +161,7 @@ fn boot(args: Args, timeline: Timeline) -> Result<ExitCode, Box<dyn Error>> {
         Some(scope) => Some(Lease::take(&config, scope)?),
         None => None,
     };
-    let outcome = run_vm(&config, timeline, signals, args.stats);
+    let outcome = run_vm(&config, files, timeline, signals, args.stats);
     // The VM has let go of its devices, whatever its end.
     let back = lease.map_or(Ok(()), Lease::end);
     let outcome = outcome?;
@@ -171,11 +187,12 @@ fn raise_open_files() {
 
 fn run_vm(
     config: &VmConfig,
+    files: OpenFiles,
     timeline: Timeline,
     signals: Signals,
     wants_stats: bool,
 ) -> Result<Outcome, VmError> {
-    let vm = Vm::build(config, timeline)?;
+    let vm = Vm::build(config, files, timeline)?;
     let signals = signals.watch(vm.report());
     let stats = wants_stats.then(|| vm.stats());
     let outcome = vm.run(vec![Box::new(signals)])?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::kernel::{HALT, LOAD, POWER_OFF, has_kvm, kernel, say};
+use passthrough::OpenFiles;
 use tempfile::TempDir;
 use vmm::config::{MemorySize, SerialOutput, VmConfig};
 use vmm::outcome::Outcome;
@@ -33,6 +34,7 @@ impl Guest {
             cpus: 1,
             cpu: vmm::config::CpuConfig::default(),
             devices: Vec::new(),
+            iommu: Default::default(),
             consent: vmm::config::Consent::default(),
             on_viability_loss: vmm::config::OnViabilityLoss::Stop,
             serial: SerialOutput::File(directory.path().join("serial")),
@@ -42,7 +44,7 @@ impl Guest {
     }
 
     fn run(&self) -> Outcome {
-        let vm = Vm::build(&self.config, Timeline::start()).unwrap();
+        let vm = Vm::build(&self.config, OpenFiles::default(), Timeline::start()).unwrap();
         let report = vm.report();
         // A guest that hangs fails the test and not the whole run.
         std::thread::spawn(move || {
@@ -73,7 +75,7 @@ fn a_guest_that_halts_by_itself_can_be_stopped() {
         return;
     };
     guest.config.cpu = "idle=guest".parse().unwrap();
-    let vm = match Vm::build(&guest.config, Timeline::start()) {
+    let vm = match Vm::build(&guest.config, OpenFiles::default(), Timeline::start()) {
         // A host with a bug that must be worked around.
         Err(error) if error.to_string().contains("idle=guest") => return,
         vm => vm.unwrap(),
@@ -152,7 +154,7 @@ fn a_halted_guest_can_be_stopped() {
     let Some(guest) = Guest::new(HALT) else {
         return;
     };
-    let vm = Vm::build(&guest.config, Timeline::start()).unwrap();
+    let vm = Vm::build(&guest.config, OpenFiles::default(), Timeline::start()).unwrap();
     let report = vm.report();
     let thread = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
@@ -242,7 +244,7 @@ fn memory_that_the_host_has_not_is_refused() {
         return;
     };
     guest.config.memory = MemorySize::new(1 << 50).unwrap();
-    let error = Vm::build(&guest.config, Timeline::start()).unwrap_err();
+    let error = Vm::build(&guest.config, OpenFiles::default(), Timeline::start()).unwrap_err();
     assert!(
         error.to_string().contains("more than the host can give"),
         "{error}"
@@ -255,6 +257,6 @@ fn a_kernel_larger_than_memory_is_refused() {
         return;
     };
     guest.config.memory = MemorySize::new(2 << 20).unwrap();
-    let error = Vm::build(&guest.config, Timeline::start()).unwrap_err();
+    let error = Vm::build(&guest.config, OpenFiles::default(), Timeline::start()).unwrap_err();
     assert!(error.to_string().contains("does not fit"), "{error}");
 }

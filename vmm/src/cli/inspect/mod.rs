@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 use devices::pci::PciAddress;
-use passthrough::OpenError;
-use passthrough::host::Host;
+use passthrough::host::{Host, Survey, SurveyError};
 use passthrough::inspect::{InspectError, Inspection};
+use passthrough::plan::{Plan, Request};
+use passthrough::{OpenError, OpenRequest};
 use thiserror::Error;
 
 use super::names::{Names, class_name};
@@ -50,6 +51,8 @@ pub(super) struct Args {
 enum Failure {
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    #[error("cannot survey the host's devices")]
+    Survey(#[from] SurveyError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("cannot write the inspection as JSON")]
@@ -69,7 +72,13 @@ fn inspect(args: &Args) -> Result<Inspection, Failure> {
     if !args.open {
         return Ok(Inspection::of_host(&Host::system(), args.device, None)?);
     }
-    let opened = passthrough::open(&[args.device], None)?;
+    let survey = Survey::read(&Host::system())?;
+    let request = Request {
+        devices: vec![args.device.to_string()],
+        ..Request::default()
+    };
+    let backend = Plan::make(&survey, &request).backend;
+    let opened = passthrough::open(OpenRequest::new(&[args.device], backend))?;
     // As many as were asked for, or an error.
     let backend = opened.devices.first().ok_or(OpenError::NoDevices)?;
     Ok(Inspection::of_backend(args.device, &**backend, None)?)

@@ -9,6 +9,8 @@ struct Recorder {
     calls: Mutex<Vec<(&'static str, u64, u64)>>,
     errno: AtomicI32,
     detached: AtomicBool,
+    /// As kernels before Linux 5.12, it can't unmap everything at once.
+    one_by_one: AtomicBool,
 }
 
 impl Recorder {
@@ -30,12 +32,23 @@ impl Dma for Arc<Recorder> {
         self.note("unmap", iova, size).map(|()| size)
     }
 
+    fn unmap_all(&self) -> io::Result<u64> {
+        if self.one_by_one.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.note("unmap all", 0, 0).map(|()| 0)
+    }
+
+    fn explain(&self, errno: i32, _: &dyn HostMemory) -> Option<&'static str> {
+        (errno == libc::EPROTO).then_some("a reason of its own")
+    }
+
     fn is_attached(&self) -> bool {
         !self.detached.load(Ordering::SeqCst)
     }
 }
 
-fn space() -> (Type1Space<Arc<Recorder>>, Arc<Recorder>) {
+fn space() -> (KernelSpace<Arc<Recorder>>, Arc<Recorder>) {
     let recorder = Arc::new(Recorder::default());
     let limits = SpaceLimits {
         ranges: [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)]
@@ -44,7 +57,7 @@ fn space() -> (Type1Space<Arc<Recorder>>, Arc<Recorder>) {
         page_sizes: sys::page_size(),
         max_maps: Some(7),
     };
-    (Type1Space::new(Arc::clone(&recorder), limits), recorder)
+    (KernelSpace::new(Arc::clone(&recorder), limits), recorder)
 }
 
 fn pages(count: u64) -> Arc<dyn HostMemory> {
@@ -112,6 +125,7 @@ fn refusals_are_explained() {
         (libc::EEXIST, "mapped already"),
         (libc::EFAULT, "can't be pinned"),
         (libc::EINVAL, "not aligned"),
+        (libc::EPROTO, "a reason of its own"),
     ] {
         recorder.errno.store(errno, Ordering::SeqCst);
         let memory = pages(1);
@@ -141,14 +155,55 @@ fn a_failed_unmap_keeps_the_memory() {
 
 #[test]
 fn dropping_unmaps_everything_that_is_left() {
+    let page = sys::page_size();
+    let expected = [
+        vec![("unmap all", 0, 0)],
+        vec![("unmap", 0, page), ("unmap", 4 * page, 2 * page)],
+    ];
+    for (one_by_one, expected) in [false, true].into_iter().zip(expected) {
+        let (space, recorder) = space();
+        recorder.one_by_one.store(one_by_one, Ordering::SeqCst);
+        let memory = pages(2);
+        space.map(0, pages(1)).unwrap();
+        space.map(4 * page, Arc::clone(&memory)).unwrap();
+        calls(&recorder);
+        drop(space);
+        assert_eq!(calls(&recorder), expected);
+        assert_eq!(Arc::strong_count(&memory), 1);
+    }
+}
+
+#[test]
+fn everything_can_be_unmapped_and_mapped_again() {
+    let (space, recorder) = space();
+    let memory = pages(1);
+    space.map(0, Arc::clone(&memory)).unwrap();
+    recorder.errno.store(libc::EIO, Ordering::SeqCst);
+    space.unmap_all().unwrap_err();
+    assert_eq!(Arc::strong_count(&memory), 2, "it is mapped still");
+    recorder.errno.store(0, Ordering::SeqCst);
+    space.unmap_all().unwrap();
+    assert_eq!(Arc::strong_count(&memory), 1);
+    space.map(0, memory).unwrap();
+    space.unmap_all().unwrap();
+    calls(&recorder);
+    space.unmap_all().unwrap();
+    assert!(calls(&recorder).is_empty(), "nothing is left to unmap");
+}
+
+#[test]
+fn the_limit_of_maps_is_kept_without_asking() {
     let (space, recorder) = space();
     let page = sys::page_size();
-    space.map(0, pages(1)).unwrap();
-    space.map(4 * page, pages(2)).unwrap();
-    calls(&recorder);
-    drop(space);
-    let expected = [("unmap", 0, page), ("unmap", 4 * page, 2 * page)];
-    assert_eq!(calls(&recorder), expected);
+    for at in 0..7 {
+        space.map(2 * at * page, pages(1)).unwrap();
+    }
+    let error = space.map(100 * page, pages(1)).unwrap_err();
+    assert_eq!(error.source.raw_os_error(), Some(libc::ENOSPC));
+    assert!(error.to_string().contains("allows 7 maps"), "{error}");
+    assert_eq!(calls(&recorder).len(), 7);
+    space.unmap(0).unwrap();
+    space.map(100 * page, pages(1)).unwrap();
 }
 
 #[test]

@@ -1,6 +1,10 @@
+use super::place::find;
 use super::*;
+use crate::host::GroupId;
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 const NVME: &str = "0000:01:00.0";
@@ -28,8 +32,8 @@ fn refusal(step: Step, errno: i32) -> Refusal {
 #[test]
 fn devices_are_found_with_their_group() {
     let root = sysfs();
-    let places = find(root.path(), &[address(NVME)]).unwrap();
-    assert_eq!(places[0].group, 5);
+    let places = find(root.path(), &[address(NVME).into()]).unwrap();
+    assert_eq!(places[0].group, GroupId(5));
     assert_eq!(places[0].path, root.path().join(NVME));
 }
 
@@ -37,7 +41,7 @@ fn devices_are_found_with_their_group() {
 fn what_can_be_known_without_the_kernel_is_refused_first() {
     let root = sysfs();
     let error = |devices: &[&str]| {
-        let devices: Vec<_> = devices.iter().map(|text| address(text)).collect();
+        let devices: Vec<_> = devices.iter().map(|text| address(text).into()).collect();
         find(root.path(), &devices).unwrap_err().to_string()
     };
     assert!(error(&[]).contains("no device"));
@@ -50,8 +54,9 @@ fn what_can_be_known_without_the_kernel_is_refused_first() {
 fn refusals_name_device_group_file_cause_and_next_step() {
     let place = Place {
         device: address(NVME),
+        token: None,
         path: PathBuf::from("/sys/bus/pci/devices/0000:01:00.0"),
-        group: 5,
+        group: GroupId(5),
     };
     for (step, errno, words) in [
         (Step::OpenGroup, libc::EBUSY, "another process"),
@@ -65,7 +70,7 @@ fn refusals_name_device_group_file_cause_and_next_step() {
         (Step::OpenDevice, libc::EACCES, "token"),
         (Step::OpenDevice, libc::EAGAIN, "try again"),
     ] {
-        let error = place.refused(refusal(step, errno));
+        let error = OpenError::of_device(&place, refusal(step, errno));
         let text = error.to_string();
         assert!(text.contains(words), "{text}");
         assert!(
@@ -85,7 +90,7 @@ fn refusals_name_device_group_file_cause_and_next_step() {
 
 #[test]
 fn a_host_without_vfio_is_told_what_to_load() {
-    let error = container_error(refusal(Step::OpenContainer, libc::ENOENT)).to_string();
+    let error = OpenError::of_host(refusal(Step::OpenContainer, libc::ENOENT)).to_string();
     assert!(
         error.contains("/dev/vfio/vfio") && error.contains("modprobe vfio-pci"),
         "{error}"
