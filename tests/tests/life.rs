@@ -2,16 +2,13 @@
 //! as the host likes, and is reset along with its bus where it can't be reset
 //! by itself.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use devices::pci::PciAddress;
-use lab::airlock::{Run, airlock, check, installed};
+use lab::airlock::{Run, airlock, check};
 use lab::host::{Exit, Host, HostError, Outcome};
-use lab::initramfs::addition;
 use lab::machine::{Device, Machine, Slot};
 use lab::markers::Markers;
-use lab::names;
 use lab::{Backend, on_both_backends, scenario};
 
 on_both_backends!(
@@ -44,15 +41,7 @@ fn guest(host: &Host, backend: Backend, script: &str) -> Result<Run, HostError> 
         }}
         "
     );
-    let archive = addition(&[], &tasks).unwrap();
-    let name = "life.cpio";
-    fs::write(host.work_directory().join(name), archive).unwrap();
-    let initrd = installed(name);
-    host.shell(&format!(
-        "cat {} {} >{initrd}",
-        installed(names::INITRD),
-        installed(&format!("work/{name}"))
-    ))?;
+    let initrd = host.guest_initrd("life.cpio", &[], &tasks)?;
     Ok(Run::tasks("life,poweroff")
         .initrd(Some(initrd))
         .iommu(backend)

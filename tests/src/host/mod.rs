@@ -4,6 +4,7 @@ mod boot;
 mod disk;
 mod error;
 mod hotplug;
+mod initrd;
 mod network;
 mod process;
 mod qemu;

@@ -1,17 +1,15 @@
 //! Guests that have `guest-pci` and tasks of their own.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use lab::airlock::{Run, installed};
+use lab::Backend;
+use lab::airlock::Run;
 use lab::binaries::{GUEST_PCI, build_static};
 use lab::cache::Cache;
 use lab::host::{Exit, Host, HostError};
-use lab::initramfs::addition;
 use lab::machine::Disk;
 use lab::markers::Markers;
-use lab::{Backend, names};
 
 /// What guests read of each disk.
 pub(super) const BYTES: u64 = 1 << 20;
@@ -45,15 +43,7 @@ pub(super) fn run(host: &Host, backend: Backend, script: &str) -> Result<Run, Ho
         }}
         "
     );
-    let archive = addition(&[(GUEST_PCI, program)], &tasks).unwrap();
-    let name = "view.cpio";
-    fs::write(host.work_directory().join(name), archive).unwrap();
-    let initrd = installed(name);
-    host.shell(&format!(
-        "cat {} {} >{initrd}",
-        installed(names::INITRD),
-        installed(&format!("work/{name}"))
-    ))?;
+    let initrd = host.guest_initrd("view.cpio", &[(GUEST_PCI, program)], &tasks)?;
     Ok(Run::tasks("view,poweroff")
         .iommu(backend)
         .initrd(Some(initrd))
