@@ -132,6 +132,11 @@ impl Kernel<'_> {
     /// Who has a file of VFIO open that keeps `device` from changing drivers:
     /// its own, its group's, or that of another device in the group, for the
     /// kernel gives a group's DMA to a guest or to the host as a whole.
+    ///
+    /// A device that is being taken from VFIO while somebody has its own file
+    /// loses first that file's name, then its driver, and then waits. Whose the
+    /// nameless files are can't be told any more: they count for each device that
+    /// may be waiting so.
     pub(super) fn users(
         &self,
         device: &DeviceName,
@@ -152,8 +157,9 @@ impl Kernel<'_> {
             let names = list(&format!("{folder}/vfio-dev"));
             files.extend(names.iter().map(|name| format!("/dev/vfio/devices/{name}")));
         }
+        let may_wait = matches!(self.driver(device), Ok(None));
         let seen = holders.seen.iter();
-        seen.filter(|holder| files.contains(&holder.file))
+        seen.filter(|holder| files.contains(&holder.file) || may_wait && is_nameless(&holder.file))
             .cloned()
             .collect()
     }
@@ -205,6 +211,11 @@ impl Kernel<'_> {
 pub(super) fn same(one: &str, other: &str) -> bool {
     let plain = |c: char| if c == '-' { '_' } else { c };
     one.chars().map(plain).eq(other.chars().map(plain))
+}
+
+/// Whether `file`, as procfs shows it, is a device's own that has lost its name.
+fn is_nameless(file: &str) -> bool {
+    file.starts_with("/dev/vfio/devices/") && file.ends_with(" (deleted)")
 }
 
 /// What an errno means in the file that it came from (drivers/base/bus.c,

@@ -242,6 +242,24 @@ fn a_plan_is_not_carried_out_on_another_host() {
 }
 
 #[test]
+fn a_device_that_is_being_unbound_is_in_use_though_its_file_has_no_name() {
+    let scene = Scene::one();
+    let plan = scene.plan().unwrap();
+    scene.binder().bind(&plan, Keep::UntilReleased).unwrap();
+    // Somebody unbinds it by hand while a guest has its own file.
+    scene.fake.change(NVME, |device| {
+        device.driver = None;
+        device.vfio_device = None;
+    });
+    let file = "/dev/vfio/devices/vfio0 (deleted)";
+    scene.fake.open(7, "airlock", file);
+    let told = scene.binder().release_all().unwrap();
+    let told = told.first().map(ToString::to_string).unwrap_or_default();
+    assert!(told.contains("in use") && told.contains("pid 7"), "{told}");
+    scene.fake.close(7);
+}
+
+#[test]
 fn an_unbind_that_waits_is_left_behind_and_ends_well() {
     // A guest has the second one of the group; it was bound by hand, to
     // another driver, and no file shows whose it is until later.

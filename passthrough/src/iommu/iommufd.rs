@@ -44,7 +44,11 @@ impl Dma for Ioas {
     fn explain(&self, errno: i32, memory: &dyn HostMemory) -> Option<&'static str> {
         let is_device = memory.dma_buf().is_some();
         match errno {
-            libc::ENOTTY | libc::EOPNOTSUPP | libc::EBADF | libc::EINVAL if is_device => Some(
+            libc::EINVAL if is_device => Some(
+                "through iommufd a device's memory goes to another in whole pages, and this is less \
+                 than one; --iommu type1 can map it",
+            ),
+            libc::ENOTTY | libc::EOPNOTSUPP | libc::EBADF if is_device => Some(
                 "this kernel can't give a device's memory to another through iommufd (Linux 6.19 \
                  can, with CONFIG_VFIO_PCI_DMABUF); --iommu type1 can",
             ),

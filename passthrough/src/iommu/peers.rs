@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::PciAddress;
@@ -19,8 +19,8 @@ use crate::ports::HostMemory;
 /// * the IOMMU can reach it.
 ///
 /// All of this is best effort. Not every IOMMU maps device memory, and not
-/// every chipset carries requests between devices. The first refusal of the
-/// host is told, and no more.
+/// every chipset carries requests between devices. The first refusal of each
+/// kind is told, and no more.
 #[derive(Debug, Default)]
 pub struct Peers {
     // Lock order: before the address space's own. Held across its maps and
@@ -33,7 +33,8 @@ struct Books {
     devices: usize,
     offers: BTreeMap<u64, Entry>,
     made: u64,
-    told: bool,
+    /// The answers of the host that the user was told of.
+    told: BTreeSet<Option<i32>>,
 }
 
 #[derive(Debug)]
@@ -139,11 +140,11 @@ fn unmap(space: &dyn AddressSpace, entry: &mut Entry) {
     }
 }
 
-fn tell(device: PciAddress, error: &MapError, told: &mut bool) {
+fn tell(device: PciAddress, error: &MapError, told: &mut BTreeSet<Option<i32>>) {
     let cause = &error.source;
     // The guest put the BAR over its RAM: that is the guest's doing.
-    let by_guest = error.source.raw_os_error() == Some(libc::EEXIST);
-    if by_guest || std::mem::replace(told, true) {
+    let errno = error.source.raw_os_error();
+    if errno == Some(libc::EEXIST) || !told.insert(errno) {
         log::debug!("{device}: {error}: {cause}");
     } else {
         log::warn!("{device}: other devices can't reach its BARs (peer to peer): {error}: {cause}");

@@ -25,7 +25,7 @@ pub(super) fn check(survey: &Survey, request: &Request, device: PciAddress, item
         items.push(bridge(survey, function));
         return;
     }
-    items.extend(relations(survey, function));
+    items.extend(relations(survey, request, function));
     let known = |attribute| {
         let mut unreadable = function.unreadable.iter();
         !unreadable.any(|what| what.attribute == attribute)
@@ -81,7 +81,7 @@ fn bridge(survey: &Survey, function: &Function) -> Item {
 }
 
 /// What SR-IOV forbids.
-fn relations(survey: &Survey, function: &Function) -> Option<Item> {
+fn relations(survey: &Survey, request: &Request, function: &Function) -> Option<Item> {
     let device = function.address;
     let failed = |reason| Item::failed(Check::Assignable, Subject::Device(device), reason);
     let made = survey.virtual_functions(device);
@@ -99,16 +99,27 @@ fn relations(survey: &Survey, function: &Function) -> Option<Item> {
     }
     let physical = survey.functions.get(&function.physical_function?)?;
     let driver = physical.driver.as_deref()?;
-    is_vfio_driver(driver, physical.vfio_device.as_deref()).then(|| {
+    if !is_vfio_driver(driver, physical.vfio_device.as_deref()) {
+        return None;
+    }
+    let physical = physical.address;
+    let what = format!("{device} is a VF of {physical}, which is itself on {driver}");
+    if request.with_token.contains(&device) {
+        let reason = format!("{what} and may reset the VF at any time: its token was given");
+        let subject = Subject::Device(device);
+        return Some(Item::warning(Check::Assignable, subject, reason));
+    }
+    Some(
         failed(format!(
-            "{device} is a VF of {0}, which is itself on {driver}: its owner's VF token would be needed, and {0} may reset the VF at any time",
-            physical.address
+            "{what}: its owner's VF token is needed, and it may reset the VF at any time"
         ))
-        .fix(Remedy::advice(format!(
-            "give {} back to its host driver first",
-            physical.address
+        .fix(Remedy::Advice(format!(
+            "give {physical} back to its host driver first"
         )))
-    })
+        .fix(Remedy::advice(
+            "or, if that is wanted, give the token that its owner has set (vf-token=UUID)",
+        )),
+    )
 }
 
 /// Why `device` has no usable group. A usable one is checked with its members.

@@ -85,6 +85,9 @@ pub struct Request {
     /// By which of the kernel's interfaces to take the devices. Without it by
     /// the best that is there.
     pub backend: Option<Backend>,
+    /// Virtual functions that a VF token is given with, see
+    /// [`VfToken`](crate::vfio::VfToken).
+    pub with_token: Vec<PciAddress>,
     /// Nobody needs KVM: devices are for a program, not for a guest.
     pub without_kvm: bool,
     /// Files that need not be opened, since they are given open.

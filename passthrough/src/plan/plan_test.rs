@@ -287,10 +287,16 @@ fn physical_and_virtual_functions() {
     assert_no(
         &host.plan(&["01:10.0"]),
         &[
-            "0000:01:10.0 is a VF of 0000:01:00.0, which is itself on vfio-pci: its owner's VF token would be needed, and 0000:01:00.0 may reset the VF at any time",
+            "0000:01:10.0 is a VF of 0000:01:00.0, which is itself on vfio-pci: its owner's VF token is needed, and it may reset the VF at any time",
             "fix: give 0000:01:00.0 back to its host driver first",
+            "fix: or, if that is wanted, give the token that its owner has set (vf-token=UUID)",
         ],
     );
+    let mut asked = request(&["0000:01:10.0"]);
+    asked.with_token = vec!["0000:01:10.0".parse().unwrap()];
+    let plan = Plan::make(&host.survey(), &asked);
+    assert!(plan.is_go(), "{plan}");
+    assert!(plan.to_string().contains("its token was given"), "{plan}");
 }
 
 #[test]

@@ -63,6 +63,9 @@ impl Devices {
         let mut request = request(&survey, &wish);
         request.backend = config.iommu.0;
         request.given = files.names();
+        let with_token = config.devices.iter().filter(|said| said.vf_token.is_some());
+        let addresses = with_token.filter_map(|said| said.host.trim().parse().ok());
+        request.with_token = addresses.collect();
         let plan = Plan::make(&survey, &request);
         if !plan.is_go() {
             let plan = Box::new(plan);
