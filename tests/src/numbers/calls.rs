@@ -86,8 +86,8 @@ pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<Calls>, NumbersEr
 /// then the call without thread, file and further arguments.
 fn shorten() -> String {
     format!(
-        "sed -E -e 's/^[0-9]+ +//' -e 's/^(ioctl)\\([^,]*, ([^),<]*|_IOC\\([^)]*\\)).*/\\1 \\2/' \
-         -e 's/^([a-z_0-9]+)\\(.*/\\1/' {TRACE} | sort | uniq -c"
+        "sed -E -e 's/^[0-9]+ +//' -e 's/^ioctl\\([^,]*, (_IOC\\([^)]*\\)).*/ioctl \\1/' \
+         -e 's/^ioctl\\([^,]*, ([^),<]*).*/ioctl \\1/' -e 's/^([a-z_0-9]+)\\(.*/\\1/' {TRACE} | sort | uniq -c"
     )
 }
 

@@ -134,7 +134,7 @@ pub(super) fn install_qemu(host: &Host) -> Result<String, NumbersError> {
          qemu=$(command -v qemu-system-x86_64)
          cp -L \"$qemu\" {PEER}/
          cp -L $(ldd \"$qemu\" | sed -n 's/.*\\(=> \\|^[[:space:]]*\\)\\(\\/[^ ]*\\) (.*/\\2/p') {PEER}/lib/
-         cp -L /usr/share/qemu/*.bin /usr/share/seabios/bios*.bin {PEER}/share/
+         cp -L /usr/share/qemu/*.bin /usr/share/seabios/bios-256k.bin {PEER}/share/
          {PEER}/lib/ld-linux-x86-64.so.2 --library-path {PEER}/lib {PEER}/qemu-system-x86_64 --version"
     );
     let told = host.shell(&script).at(step)?;
