@@ -152,10 +152,11 @@ impl Report {
             )?;
             let frequent = calls.frequent();
             let named = frequent.iter().take(REQUESTS);
-            let named: Vec<_> = named
-                .map(|(name, count)| format!("{count} {name}"))
-                .collect();
-            writeln!(f, "  {}", named.join(", "))?;
+            let named = named.map(|(name, count)| format!("{count} {name}"));
+            let exits = calls.exits.iter();
+            let exits = exits.map(|(why, count)| format!("{count} KVM_RUN for {why}"));
+            let all: Vec<_> = exits.chain(named).collect();
+            writeln!(f, "  {}", all.join(", "))?;
         }
         Ok(())
     }
