@@ -1,9 +1,8 @@
 //! What the command does in the nested host, where it is started again.
 
 use std::error::Error;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::thread;
@@ -129,13 +128,12 @@ pub fn tell(watched: Watched) {
 /// When there is another guest, or no guest runs in 90 s.
 pub fn watch(command: &[String], tell: impl FnOnce(Watched)) -> Result<ExitStatus> {
     let (program, arguments) = command.split_first().ok_or("nothing to watch")?;
-    let exits = File::open(EXITS).map_err(|error| format!("{EXITS}: {error}"))?;
-    if count(&exits)? != 0 {
+    if count_exits()? != 0 {
         return Err("another guest runs, whose exits would be counted".into());
     }
     let started = monotonic_ns();
     let mut child = Command::new(program).args(arguments).spawn()?;
-    let entered = wait_for_entry(&exits, &mut child);
+    let entered = wait_for_entry(&mut child);
     if entered.is_err() {
         let _ = child.kill();
     }
@@ -145,10 +143,10 @@ pub fn watch(command: &[String], tell: impl FnOnce(Watched)) -> Result<ExitStatu
     Ok(status)
 }
 
-fn wait_for_entry(exits: &File, child: &mut Child) -> Result<u64> {
+fn wait_for_entry(child: &mut Child) -> Result<u64> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
-        if count(exits)? > 0 {
+        if count_exits()? > 0 {
             return Ok(monotonic_ns());
         }
         if let Some(status) = child.try_wait()? {
@@ -159,10 +157,9 @@ fn wait_for_entry(exits: &File, child: &mut Child) -> Result<u64> {
     Err(format!("no guest ran in {LIMIT:?}").into())
 }
 
-fn count(exits: &File) -> Result<u64> {
-    let mut text = [0; 32];
-    let size = exits.read_at(&mut text, 0)?;
-    let text = std::str::from_utf8(&text[..size])?.trim();
-    let wrong = |_| io::Error::other(format!("{EXITS} has '{text}'"));
-    Ok(text.parse().map_err(wrong)?)
+/// The file is opened each time: what was read stays for as long as it's open.
+fn count_exits() -> Result<u64> {
+    let wrong = |error: &dyn Error| format!("{EXITS}: {error}");
+    let text = fs::read_to_string(EXITS).map_err(|error| wrong(&error))?;
+    Ok(text.trim().parse().map_err(|error| wrong(&error))?)
 }
