@@ -70,6 +70,7 @@ pub mod kernel;
 mod lab;
 pub mod machine;
 pub mod markers;
+pub mod numbers;
 pub mod prerequisites;
 pub mod progress;
 mod scenario;

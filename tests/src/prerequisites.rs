@@ -46,6 +46,13 @@ pub const RUN: &[Need] = &[
     },
 ];
 
+/// What `cargo numbers` needs besides: programs that it runs in the nested host.
+pub const NUMBERS: &[Need] = &[
+    program("strace", "strace"),
+    program("ldd", "libc-bin"),
+    program("chrt", "util-linux"),
+];
+
 /// What building the kernel needs besides what is in every Debian.
 pub const BUILD: &[Need] = &[
     program("make", "make"),

@@ -1,0 +1,104 @@
+//! `cargo numbers`; see `lab::numbers`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lab::kernel::KernelVersion;
+use lab::numbers::{self, Pages, inside};
+
+/// Measures what it costs to give a device and memory to a guest, beside QEMU,
+/// and prints one table. Everything runs in one nested host, and takes about ten
+/// minutes.
+#[derive(Debug, Parser)]
+#[command(name = "numbers", max_term_width = 100)]
+struct Cli {
+    /// The nested host runs the newest kernel, whose iommufd maps by file
+    #[arg(long)]
+    recent: bool,
+    /// How often each start is measured
+    #[arg(long, value_name = "N", default_value_t = numbers::ROUNDS,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Write the same as data, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(subcommand)]
+    inside: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What runs in the nested host
+    #[command(subcommand, hide = true)]
+    Inside(Inside),
+}
+
+#[derive(Debug, Subcommand)]
+enum Inside {
+    /// Map memory for a device
+    Map {
+        device: String,
+        backend: String,
+        pages: Pages,
+        mib: u64,
+        rounds: u32,
+    },
+    /// Start a monitor and note when its guest runs
+    Watch {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.inside {
+        Some(Command::Inside(inside)) => run_inside(inside),
+        None => measure(&cli),
+    };
+    result.unwrap_or_else(|error| {
+        let _ = io::stderr().write_all(format!("numbers: {error}\n").as_bytes());
+        ExitCode::FAILURE
+    })
+}
+
+fn measure(cli: &Cli) -> inside::Result<ExitCode> {
+    let kernel = if cli.recent {
+        KernelVersion::Recent
+    } else {
+        KernelVersion::Longterm
+    };
+    let report = numbers::measure(kernel, cli.rounds)?;
+    if let Some(path) = &cli.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    write!(io::stdout(), "{report}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_inside(inside: Inside) -> inside::Result<ExitCode> {
+    match inside {
+        Inside::Map {
+            device,
+            backend,
+            pages,
+            mib,
+            rounds,
+        } => {
+            let times = inside::map(&device, &backend, pages, mib, rounds)?;
+            writeln!(io::stdout(), "{}", serde_json::to_string(&times)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Inside::Watch { command } => {
+            let status = inside::watch(&command, inside::tell)?;
+            let code = status.code().unwrap_or(128 + status.signal().unwrap_or(0));
+            Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+        }
+    }
+}

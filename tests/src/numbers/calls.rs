@@ -1,0 +1,224 @@
+//! How many system calls a monitor makes until its guest has read and powered
+//! off.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::Serialize;
+
+use super::error::{At, NumbersError};
+use super::program::{Guest, Program};
+use super::{GUEST_MIB, STEP_LIMIT};
+use crate::host::{Host, Step};
+
+const TRACE: &str = "/run/lab/numbers-trace";
+/// The request that has a vCPU run.
+const RUN: &str = "KVM_RUN";
+/// The requests that map memory for devices.
+const MAPS: [&str; 3] = [
+    "VFIO_IOMMU_MAP_DMA",
+    "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
+];
+
+/// The calls of one monitor and all of its threads.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Calls {
+    /// Which.
+    program: Program,
+    /// All calls.
+    pub total: u64,
+    /// `ioctl`.
+    pub ioctl: u64,
+    /// What of them runs a vCPU until it exits.
+    pub run: u64,
+    /// What of them maps memory for devices.
+    pub map: u64,
+    /// `pread64`.
+    pub pread: u64,
+    /// `pwrite64`.
+    pub pwrite: u64,
+    /// Why vCPUs came back (`KVM_EXIT_…`): accesses that the monitor answers are `IO`
+    /// and `MMIO`.
+    pub exits: BTreeMap<String, u64>,
+    /// Each request of `ioctl`, by name.
+    pub requests: BTreeMap<String, u64>,
+    /// Each call, by name.
+    pub names: BTreeMap<String, u64>,
+}
+
+impl Calls {
+    pub(super) fn program(&self) -> Program {
+        self.program
+    }
+
+    /// The requests, most frequent first.
+    pub(super) fn frequent(&self) -> Vec<(&str, u64)> {
+        let mut all: Vec<_> = self
+            .requests
+            .iter()
+            .map(|(name, n)| (name.as_str(), *n))
+            .collect();
+        // What runs vCPUs is told by why they came back.
+        all.retain(|(name, _)| *name != RUN);
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        all
+    }
+}
+
+/// Boots a guest on each monitor below `strace`.
+pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<Calls>, NumbersError> {
+    let measure = |program| {
+        let step = format!("system calls of {program}");
+        let guest = Guest {
+            tasks: "nvme,poweroff",
+            memory_mib: GUEST_MIB,
+            device: device.to_owned(),
+        };
+        let words = [
+            "strace", "-f", "-y", "-s", "0", "-e", "kvm=vcpu", "-o", TRACE,
+        ];
+        let argv = words
+            .map(str::to_owned)
+            .into_iter()
+            .chain(guest.argv(program));
+        let outcome = host.run(&Step::argv(argv).limit(STEP_LIMIT)).at(&step)?;
+        super::guest_was_well(&step, &outcome)?;
+        host.shell(&format!("mv {TRACE} /run/lab/work/trace"))
+            .at(&step)?;
+        let path = host.work_directory().join("trace");
+        let trace = fs::read_to_string(&path).map_err(NumbersError::file(&path))?;
+        of(program, &trace).map_err(|reason| NumbersError::wrong(&step, reason))
+    };
+    Program::ALL.into_iter().map(measure).collect()
+}
+
+/// Adds up the lines of a trace.
+fn of(program: Program, trace: &str) -> Result<Calls, String> {
+    let mut requests = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    let mut exits = BTreeMap::new();
+    let mut ended = false;
+    let add = |all: &mut BTreeMap<String, u64>, name: &str| {
+        *all.entry(name.to_owned()).or_insert(0) += 1;
+    };
+    for line in trace.lines() {
+        let call = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        let call = call.trim_start();
+        if let Some((_, reason)) = call.rsplit_once("(KVM_EXIT_") {
+            add(&mut exits, reason.trim_end_matches(')'));
+        }
+        ended |= call.starts_with("+++ exited with 0");
+        // What goes on, signals and ends are no calls.
+        let Some((name, rest)) = call.split_once('(') else {
+            continue;
+        };
+        if !name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_') {
+            continue;
+        }
+        add(&mut names, name);
+        if name == "ioctl" {
+            add(
+                &mut requests,
+                &request(rest).ok_or_else(|| format!("no request: '{line}'"))?,
+            );
+        }
+    }
+    let count = |all: &BTreeMap<String, u64>, name: &str| all.get(name).copied().unwrap_or(0);
+    let calls = Calls {
+        program,
+        total: names.values().sum(),
+        ioctl: count(&names, "ioctl"),
+        run: count(&requests, RUN),
+        map: MAPS.iter().map(|name| count(&requests, name)).sum(),
+        pread: count(&names, "pread64"),
+        pwrite: count(&names, "pwrite64"),
+        exits,
+        requests,
+        names,
+    };
+    if !ended {
+        return Err("the trace does not say that the monitor ended well".to_owned());
+    }
+    if calls.run == 0 || calls.map == 0 {
+        return Err(format!(
+            "the trace has no {RUN} or no map for devices: {:?}",
+            calls.requests
+        ));
+    }
+    Ok(calls)
+}
+
+/// What is asked of which file: `7</dev/iommu>, IOMMU_OPTION, …`. Some numbers
+/// mean one thing to a device and another to a container; some, `strace` may not
+/// know (linux/iommufd.h, linux/vfio.h).
+fn request(arguments: &str) -> Option<String> {
+    let (file, rest) = arguments.split_once(", ")?;
+    if !rest.starts_with("_IOC(") {
+        let told = rest.split([',', ')', '<']).next()?.trim();
+        let container = file.contains("</dev/vfio/vfio>");
+        let fits = |name: &&str| name.starts_with("VFIO_IOMMU_") == container;
+        let found = told.split(" or ").find(fits);
+        return Some(found.unwrap_or(told).to_owned());
+    }
+    let told = &rest[..=rest.find(')')?];
+    let number = told.strip_prefix("_IOC(_IOC_NONE, 0x3b, 0x");
+    let number = number.and_then(|rest| rest.split([',', ')']).next());
+    let name = match number {
+        Some("76") => "VFIO_DEVICE_BIND_IOMMUFD",
+        Some("77") => "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+        Some("78") => "VFIO_DEVICE_DETACH_IOMMUFD_PT",
+        Some("80") => "IOMMU_DESTROY",
+        Some("81") => "IOMMU_IOAS_ALLOC",
+        Some("84") => "IOMMU_IOAS_IOVA_RANGES",
+        Some("85") => "IOMMU_IOAS_MAP",
+        Some("86") => "IOMMU_IOAS_UNMAP",
+        Some("87") => "IOMMU_OPTION",
+        Some("8a") => "IOMMU_GET_HW_INFO",
+        Some("8f") => "IOMMU_IOAS_MAP_FILE",
+        _ => told,
+    };
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACED: &str = "\
+12  execve(\"/run/lab/airlock\", [\"/run/lab/airlock\", \"run\"], 0x7ffc /* 9 vars */) = 0
+12  ioctl(5, KVM_CREATE_VM, 0) = 6
+12  ioctl(7</dev/iommu>, _IOC(_IOC_NONE, 0x3b, 0x85, 0), 0x7ffc) = 0
+13  ioctl(8, KVM_RUN <unfinished ...>
+12  pread64(9, \"\"..., 4, 0) = 4
+13  <... ioctl resumed>, 0) = 0 (KVM_EXIT_IO)
+13  ioctl(8<anon_inode:kvm-vcpu:0>, KVM_RUN, 0) = 0 (KVM_EXIT_MMIO)
+12  ioctl(6</dev/vfio/vfio>, VFIO_DEVICE_PCI_HOT_RESET or VFIO_IOMMU_MAP_DMA, 0x7ffd) = 0
+12  ioctl(9<anon_inode:[vfio-device]>, VFIO_DEVICE_PCI_HOT_RESET or VFIO_IOMMU_MAP_DMA, 0x7ffd) = 0
+12  ioctl(0, TCGETS, 0x7ffd) = -1 ENOTTY (Inappropriate ioctl for device)
+12  --- SIGUSR1 {si_signo=SIGUSR1, si_code=SI_TKILL, si_pid=12, si_uid=0} ---
+13  +++ exited with 0 +++
+12  +++ exited with 0 +++
+";
+
+    #[test]
+    fn calls_are_counted_once_however_they_are_told() {
+        let calls = of(Program::BASE, TRACED).unwrap();
+        assert_eq!((calls.total, calls.ioctl, calls.pread), (9, 7, 1));
+        assert_eq!((calls.run, calls.map), (2, 2));
+        assert_eq!((calls.exits["IO"], calls.exits["MMIO"]), (1, 1));
+        assert_eq!(calls.requests["VFIO_IOMMU_MAP_DMA"], 1);
+        assert_eq!(calls.requests["VFIO_DEVICE_PCI_HOT_RESET"], 1);
+        assert!(calls.frequent().iter().all(|(name, _)| *name != RUN));
+        assert_eq!(calls.requests["IOMMU_IOAS_MAP"], 1);
+        assert_eq!(calls.requests["TCGETS"], 1);
+    }
+
+    #[test]
+    fn a_trace_that_ends_early_is_refused() {
+        let (front, _) = TRACED.split_once("13  +++").unwrap();
+        assert!(of(Program::Qemu, front).is_err());
+        let none = TRACED.replace("KVM_RUN", "KVM_GET_SREGS");
+        assert!(of(Program::Qemu, &none).unwrap_err().contains("KVM_RUN"));
+    }
+}
