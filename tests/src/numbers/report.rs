@@ -147,8 +147,10 @@ impl Report {
             let verdict = verdict(calls.ioctl < GOAL_IOCTL && calls.pread < GOAL_PREAD);
             writeln!(
                 f,
-                "{}: goal of fewer than {GOAL_IOCTL} ioctl and {GOAL_PREAD} pread64 {verdict}",
-                calls.program()
+                "{}: goal of fewer than {GOAL_IOCTL} ioctl and {GOAL_PREAD} pread64 {verdict}; \
+                 {} ioctl are not KVM_RUN",
+                calls.program(),
+                calls.ioctl - calls.run
             )?;
             let frequent = calls.frequent();
             let named = frequent.iter().take(REQUESTS);
@@ -204,4 +206,18 @@ fn times(value: f64, base: f64) -> String {
 
 fn verdict(is_met: bool) -> &'static str {
     if is_met { "is met" } else { "is MISSED" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_of_magnitude_is_a_tenth() {
+        assert_eq!((GOAL_IOCTL, GOAL_PREAD), (307, 71));
+        assert_eq!(times(30.0, 12.0), "x2.50");
+        let spread = super::super::Spread::of(&[1.0, 2.25, 4.0]).unwrap();
+        assert_eq!(Fine(spread).to_string(), "2.2 (1.0-4.0)");
+        assert!(verdict(true) != verdict(false));
+    }
 }
