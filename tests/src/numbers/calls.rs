@@ -159,7 +159,13 @@ fn request(arguments: &str) -> Option<String> {
         let container = file.contains("</dev/vfio/vfio>");
         let fits = |name: &&str| name.starts_with("VFIO_IOMMU_") == container;
         let found = told.split(" or ").find(fits);
-        return Some(found.unwrap_or(told).to_owned());
+        // Two that `strace` knows by what they mean to a container alone.
+        let name = match found.unwrap_or(told) {
+            "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" if !container => "VFIO_DEVICE_BIND_IOMMUFD",
+            "VFIO_IOMMU_SPAPR_TCE_CREATE" if !container => "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+            other => other,
+        };
+        return Some(name.to_owned());
     }
     let told = &rest[..=rest.find(')')?];
     let number = told.strip_prefix("_IOC(_IOC_NONE, 0x3b, 0x");

@@ -16,7 +16,6 @@ mod resident;
 mod spread;
 mod start;
 
-use std::path::Path;
 use std::time::Duration;
 use std::{env, fs};
 
@@ -29,7 +28,7 @@ pub use spread::Spread;
 pub use start::Start;
 
 use crate::cache::Cache;
-use crate::host::{Host, Outcome};
+use crate::host::{Host, HostError, Outcome, Step};
 use crate::kernel::KernelVersion;
 use crate::lab::Lab;
 use crate::machine::{Device, Disk, Machine};
@@ -43,6 +42,8 @@ pub const ROUNDS: u32 = 5;
 
 /// The nested host's memory: the largest guest, and what it is measured with.
 const HOST_MIB: u32 = 6144;
+/// What of it is free for sure, and enough for the largest guest.
+const TOUCHED_MIB: u32 = 4700;
 /// The guest whose calls and memory are counted.
 const GUEST_MIB: u64 = 512;
 /// The longest that one guest, or one kind of memory, may take: several times
@@ -68,6 +69,7 @@ pub fn measure(kernel: KernelVersion, rounds: u32) -> Result<Report, NumbersErro
     install_probe(&host)?;
     let qemu = program::install_qemu(&host)?;
     let release = host.shell("uname -r").at("release of the kernel")?;
+    touch_memory(&host)?;
     host.bind_vfio(&[DISK]).at("the NVMe for VFIO")?;
     let device = host.address(DISK).at("address of the NVMe")?.to_string();
 
@@ -91,6 +93,21 @@ pub fn measure(kernel: KernelVersion, rounds: u32) -> Result<Report, NumbersErro
     })
 }
 
+/// Fills memory once and gives it back. What emulates the nested host has a page
+/// of its memory only from the first touch on, and whoever came first would pay.
+fn touch_memory(host: &Host) -> Result<(), NumbersError> {
+    const FILE: &str = "/dev/shm/fill";
+    let script = format!(
+        "mount -o remount,size=90% /dev/shm
+         head -c {TOUCHED_MIB}M /dev/zero >{FILE}
+         rm {FILE}"
+    );
+    let step = "a first touch of the nested host's memory";
+    let touched = host.run(&Step::shell(script).limit(STEP_LIMIT)).at(step)?;
+    touched.expect_success().at(step)?;
+    Ok(())
+}
+
 fn disk() -> Disk {
     Disk::seeded(16 << 20, 7)
 }
@@ -99,21 +116,16 @@ fn disk() -> Disk {
 fn install_probe(host: &Host) -> Result<(), NumbersError> {
     let own = env::current_exe().map_err(NumbersError::file("/proc/self/exe"))?;
     let to = host.work_directory().join("numbers");
-    copy(&own, &to)?;
+    fs::copy(&own, &to).map_err(NumbersError::file(&to))?;
     host.shell(&format!("cp /run/lab/work/numbers {PROBE}"))
         .at("a copy of this program for the nested host")?;
-    Ok(())
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), NumbersError> {
-    fs::copy(from, to).map_err(NumbersError::file(from))?;
     Ok(())
 }
 
 /// The monitor ended well, and its guest had read by DMA what the disk holds.
 fn guest_was_well(step: &str, outcome: &Outcome) -> Result<(), NumbersError> {
     if !outcome.success() {
-        return Err(crate::host::HostError::Failed(Box::new(outcome.clone()))).at(step);
+        return Err(HostError::Failed(Box::new(outcome.clone()))).at(step);
     }
     let markers = Markers::of(&outcome.lines);
     let read = markers.first("nvme-read");
