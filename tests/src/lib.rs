@@ -24,8 +24,8 @@
 //! * One nested host runs at a time, over all processes of a user: two would slow
 //!   each other beyond their time limits. A machine has one CPU unless the scenario
 //!   needs more; emulating several at once is slower and less exact.
-//! * A scenario that gets stuck is tried once more, and that is reported. A failed
-//!   assertion is never tried again.
+//! * A scenario that gets stuck is tried once more, one whose nested host QEMU
+//!   loses twice, and that is reported. A failed assertion is never tried again.
 //! * Every boot and step has a time limit. Past it the nested host is ended, and
 //!   the error shows the ends of its console, of QEMU's messages and of the
 //!   step's output.
