@@ -180,7 +180,8 @@ fn an_nvme_on_every_backing() {
         host.shell(&format!("echo 0 > {POOL}/nr_hugepages"))?;
 
         // From the one node that there is, and from one that there is not.
-        assert_read(&host.run(&run()?.arg("--numa-node").arg("0").step())?);
+        let bound = reader(host, "nvme,poweroff")?.arg("--numa-node");
+        assert_read(&host.run(&bound.arg("0").step())?);
         let outcome = host.run(&run()?.arg("--numa-node").arg("7").step())?;
         assert_refused(&outcome, &["no NUMA node 7", "it has 0"]);
         Ok(())
