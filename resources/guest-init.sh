@@ -288,7 +288,15 @@ task_load() {
     marker load "disk=$disk"
 }
 
+# has_read N: `load` has read N times by now.
+has_read() {
+    [ "$(wc -l </tmp/sums)" -ge "$1" ]
+}
+
+# Ends `load` once it has read from beginning to end after all the tasks so far:
+# the first read to end from here on may have begun before them.
 task_unload() {
+    await "two more reads" has_read $(($(wc -l </tmp/sums) + 2))
     touch /tmp/enough
     wait
     marker unload "reads=$(wc -l </tmp/sums) sha256=$(sort -u /tmp/sums | cut -d ' ' -f 1 | tr '\n' ,)"
