@@ -68,6 +68,12 @@ pub unsafe trait HostMemory: Send + Sync + Debug {
     fn dma_buf(&self) -> Option<io::Result<OwnedFd>> {
         None
     }
+
+    /// Whether the memory is a device's: whether [`Self::dma_buf`] answers.
+    /// Constant.
+    fn is_device(&self) -> bool {
+        false
+    }
 }
 
 /// Puts host memory straight into the guest's physical address space.

@@ -84,24 +84,10 @@ impl DeviceBackend for FakeDevice {
         let shape: String = shape.collect();
         self.journal
             .note(format!("set_irqs {index:?} {start} {shape}"));
-        let count = events.len() as u32;
-        let result = self
+        let answer = self
             .permit(Operation::SetIrqs)
             .and_then(|mut state| state.set_irqs(index, start, events));
-        match result {
-            Ok(0) => Ok(()),
-            Ok(available) => Err(DeviceError::ShortOfVectors {
-                index,
-                asked: start + count,
-                available,
-            }),
-            Err(source) => Err(DeviceError::Irq {
-                index,
-                start,
-                count,
-                source,
-            }),
-        }
+        DeviceError::of_set_irqs(answer, index, start, events.len())
     }
 
     fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError> {

@@ -42,7 +42,7 @@ impl Dma for Ioas {
     }
 
     fn explain(&self, errno: i32, memory: &dyn HostMemory) -> Option<&'static str> {
-        let is_device = memory.dma_buf().is_some();
+        let is_device = memory.is_device();
         match errno {
             libc::EINVAL if is_device => Some(
                 "through iommufd a device's memory goes to another in whole pages, and this is less \

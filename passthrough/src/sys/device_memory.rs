@@ -47,4 +47,8 @@ unsafe impl HostMemory for DeviceMemory {
         };
         Some(self.device.upgrade().ok_or_else(gone).and_then(export))
     }
+
+    fn is_device(&self) -> bool {
+        true
+    }
 }

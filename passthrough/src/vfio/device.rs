@@ -126,6 +126,33 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// What the kernel's answer to SET_IRQS means, with which `count` vectors
+    /// from `start` on were asked for: 0, or how many there are instead.
+    pub(crate) fn of_set_irqs(
+        answer: io::Result<u32>,
+        index: IrqIndex,
+        start: u32,
+        count: usize,
+    ) -> Result<(), Self> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        match answer {
+            Ok(0) => Ok(()),
+            Ok(available) => Err(Self::ShortOfVectors {
+                index,
+                asked: start.saturating_add(count),
+                available,
+            }),
+            Err(source) => Err(Self::Irq {
+                index,
+                start,
+                count,
+                source,
+            }),
+        }
+    }
+}
+
 fn names(devices: &[PciAddress]) -> String {
     let names: Vec<_> = devices.iter().map(ToString::to_string).collect();
     names.join(", ")

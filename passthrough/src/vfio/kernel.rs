@@ -170,24 +170,10 @@ impl DeviceBackend for KernelDevice {
         start: u32,
         events: &[Option<BorrowedFd<'_>>],
     ) -> Result<(), DeviceError> {
-        let count = u32::try_from(events.len()).unwrap_or(u32::MAX);
-        match sys::set_irqs(self.device.as_fd(), index as u32, start, events) {
-            Ok(0) => {
-                self.irqs_on[index as usize].store(true, Ordering::SeqCst);
-                Ok(())
-            }
-            Ok(available) => Err(DeviceError::ShortOfVectors {
-                index,
-                asked: start.saturating_add(count),
-                available,
-            }),
-            Err(source) => Err(DeviceError::Irq {
-                index,
-                start,
-                count,
-                source,
-            }),
-        }
+        let answer = sys::set_irqs(self.device.as_fd(), index as u32, start, events);
+        DeviceError::of_set_irqs(answer, index, start, events.len())?;
+        self.irqs_on[index as usize].store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     fn disable_irqs(&self, index: IrqIndex) -> Result<(), DeviceError> {
