@@ -22,25 +22,9 @@ const BOOT: Duration = Duration::from_secs(60);
 /// How soon the host suspends a device that it may.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A guest whose task `life` is this script; `find ID` sets `$device` and
-/// `$address` to the first device of that vendor and device and takes it from
-/// its driver, `rebind` gives it back.
+/// A guest whose task `life` is this script.
 fn guest(host: &Host, backend: Backend, script: &str) -> Result<Run, HostError> {
-    let tasks = format!(
-        "find() {{
-            for device in /sys/bus/pci/devices/*; do
-                [ \"$(cat $device/vendor):$(cat $device/device)\" = \"0x${{1%:*}}:0x${{1#*:}}\" ] && break
-            done
-            address=${{device##*/}}
-            driver=$(readlink -f $device/driver)
-            echo $address >$driver/unbind
-        }}
-        rebind() {{ echo $address >$driver/bind; }}
-        task_life() {{
-            {script}
-        }}
-        "
-    );
+    let tasks = format!("task_life() {{\n{script}\n}}\n");
     let initrd = host.guest_initrd("life.cpio", &[], &tasks)?;
     Ok(Run::tasks("life,poweroff")
         .initrd(Some(initrd))
@@ -88,7 +72,7 @@ fn the_host_suspends_what_the_guest_has_put_to_sleep(backend: Backend) {
         host.bind_vfio(&["nic"])?;
         // By its registers: the guest's kernel leaves one without a driver awake.
         let script = "task_net
-            find 8086:10d3
+            unbind 8086:10d3
             config=$device/config
             power=$(byte $config 52)
             until [ $power -eq 0 ] || [ $(byte $config $power) -eq 1 ]; do
@@ -135,7 +119,7 @@ fn the_host_suspends_what_the_guest_has_put_to_sleep(backend: Backend) {
 
 /// What a guest does to the first of its cards.
 const RESET: &str = "task_net
-    find 8086:10d3
+    unbind 8086:10d3
     echo bus >$device/reset_method
     echo 1 >$device/reset && marker reset
     rebind

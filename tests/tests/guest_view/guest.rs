@@ -20,29 +20,14 @@ pub(super) fn disk() -> Disk {
     Disk::seeded(16 << 20, 31)
 }
 
-/// A run whose task `view` is this script, then power off. Before it, `unbind ID`
-/// takes a device from its driver and sets `$address`; `rebind` gives it back.
+/// A run whose task `view` is this script, then power off.
 pub(super) fn run(host: &Host, backend: Backend, script: &str) -> Result<Run, HostError> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
         let cache = Cache::open().expect("no cache");
         build_static(&cache, GUEST_PCI).unwrap_or_else(|error| panic!("{error}"))
     });
-    let tasks = format!(
-        "unbind() {{
-            for device in /sys/bus/pci/devices/*; do
-                [ \"$(cat $device/vendor):$(cat $device/device)\" = \"0x${{1%:*}}:0x${{1#*:}}\" ] && break
-            done
-            address=${{device##*/}}
-            driver=$(readlink -f $device/driver)
-            echo $address >$driver/unbind
-        }}
-        rebind() {{ echo $address >$driver/bind; }}
-        task_view() {{
-            {script}
-        }}
-        "
-    );
+    let tasks = format!("task_view() {{\n{script}\n}}\n");
     let initrd = host.guest_initrd("view.cpio", &[(GUEST_PCI, program)], &tasks)?;
     Ok(Run::tasks("view,poweroff")
         .iommu(backend)
