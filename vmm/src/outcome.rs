@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::legacy::{PowerEvent, PowerEvents};
@@ -95,6 +96,8 @@ impl fmt::Display for Chain<'_> {
 #[derive(Debug)]
 pub struct EndReport {
     state: Mutex<State>,
+    /// What `state` says, to be had without its lock.
+    over: AtomicBool,
     event: EventFd,
     timeline: Timeline,
 }
@@ -115,6 +118,7 @@ impl EndReport {
     pub fn new(timeline: Timeline) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             state: Mutex::new(State::Running),
+            over: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             timeline,
         }))
@@ -129,6 +133,7 @@ impl EndReport {
         }
         self.timeline.mark(Milestone::GuestEnded);
         *state = State::Ended(outcome);
+        self.over.store(true, Ordering::Release);
         if let Err(error) = self.event.write(1) {
             log::error!("cannot wake the event loop: {error}");
         }
@@ -176,6 +181,10 @@ impl VcpuObserver for EndReport {
             end => Outcome::Crashed { vcpu: id, end },
         });
     }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +195,9 @@ mod tests {
     fn the_first_report_counts() {
         let report = EndReport::new(Timeline::start()).unwrap();
         assert!(report.take().is_none());
+        assert!(!report.is_over());
         report.signal(PowerEvent::Reset);
+        assert!(report.is_over());
         report.signal(PowerEvent::PowerOff);
         assert!(report.event().read().is_ok());
         assert_eq!(report.take().unwrap().exit_code(), 3);

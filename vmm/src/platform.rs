@@ -18,7 +18,7 @@ use crate::event_loop::{Console, RoomNotice};
 use crate::interrupts::{Gsi, RouteError, Router};
 use crate::memory::{GuestLayout, GuestRange};
 use crate::outcome::EndReport;
-use crate::vcpu::Buses;
+use crate::vcpu::{Buses, PostedPorts, Unfollowed};
 
 /// Why the machine could not be put together.
 #[derive(Debug, Error)]
@@ -54,6 +54,28 @@ pub const IO_WINDOW: GuestRange = GuestRange {
     start: 0x1000,
     size: 0xf000,
 };
+
+/// What a guest writes often, and nobody notices before the next access: what
+/// selects a register, and characters to send.
+pub fn posted_ports(serial: &Arc<Serial>) -> [PostedPorts; 3] {
+    let serial = Arc::clone(serial);
+    let ports = |first: u64, count: u64| first as u16..(first + count) as u16;
+    let selector = |first, count| PostedPorts {
+        ports: ports(first, count),
+        unfollowed: None,
+    };
+    [
+        selector(ConfigPorts::BASE, ConfigPorts::DATA),
+        selector(Rtc::BASE, 1),
+        PostedPorts {
+            ports: ports(Serial::COM1, 1),
+            unfollowed: Some(Unfollowed {
+                device: ports(Serial::COM1, Serial::SIZE),
+                flush: Arc::new(move || serial.flush()),
+            }),
+        },
+    ]
+}
 
 /// Puts the legacy devices on their ports. Answers the serial port.
 ///

@@ -56,8 +56,6 @@ impl BusDevice for Ecam {
     }
 }
 
-/// CONFIG_DATA's first port, from the start of the block.
-const DATA: u64 = 4;
 /// CONFIG_ADDRESS: accesses to CONFIG_DATA are config accesses.
 const ENABLE: u32 = 1 << 31;
 /// The bits of CONFIG_ADDRESS that exist: enable, bus, device, function, register.
@@ -79,6 +77,9 @@ pub struct ConfigPorts {
 impl ConfigPorts {
     /// Where the block stands on every PC.
     pub const BASE: u64 = 0xcf8;
+    /// CONFIG_DATA's first port, from the start of the block: all before it is
+    /// CONFIG_ADDRESS.
+    pub const DATA: u64 = 4;
     /// Ports in the block.
     pub const SIZE: u64 = 8;
 
@@ -104,8 +105,8 @@ impl ConfigPorts {
 
 /// The part of an access of `length` bytes at `offset` that hits CONFIG_DATA.
 fn data_part(offset: u64, length: usize) -> Option<(u64, std::ops::Range<usize>)> {
-    let skip = usize::try_from(DATA.saturating_sub(offset)).ok()?;
-    let first = offset.max(DATA);
+    let skip = usize::try_from(ConfigPorts::DATA.saturating_sub(offset)).ok()?;
+    let first = offset.max(ConfigPorts::DATA);
     let room = usize::try_from(ConfigPorts::SIZE.checked_sub(first)?).ok()?;
     let end = length.min(skip.checked_add(room)?);
     (skip < end).then_some((first, skip..end))

@@ -2,6 +2,7 @@
 
 mod console;
 mod guard;
+mod lull;
 mod signals;
 mod terminal;
 
@@ -17,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use console::Console;
 pub(crate) use console::RoomNotice;
 pub use guard::{GuardWatch, Removable};
+pub use lull::Lull;
 pub use signals::Signals;
 pub use terminal::RawTerminal;
 

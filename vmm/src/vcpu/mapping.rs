@@ -1,4 +1,5 @@
 use kvm_ioctls::{Error, VcpuFd};
+use vmm_sys_util::signal::SIGRTMIN;
 
 /// Keeps the `size` bytes that the vCPU shares with KVM (its
 /// `KVM_GET_VCPU_MMAP_SIZE`) out of child processes. A mapping holds its file,
@@ -15,4 +16,23 @@ pub(crate) fn keep_from_children(vcpu: &mut VcpuFd, size: usize) -> Result<(), E
         0 => Ok(()),
         _ => Err(Error::last()),
     }
+}
+
+/// The kernel's number of the calling thread.
+pub(super) fn thread_id() -> libc::pid_t {
+    // SAFETY: only tells a number.
+    unsafe { libc::gettid() }
+}
+
+/// Takes the vCPU that this thread runs out of the guest, by the signal that
+/// [`super::VcpuThreads`] handles. Nothing happens when the thread has ended.
+pub(super) fn interrupt(thread: libc::pid_t) {
+    if thread == 0 {
+        return;
+    }
+    // SAFETY: only tells a number.
+    let process = unsafe { libc::getpid() };
+    // SAFETY: a signal to a thread of this process only; all of its threads
+    // survive it, as the handler, which does nothing, was set before `thread` ran.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, SIGRTMIN()) };
 }

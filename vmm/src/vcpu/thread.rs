@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::coalesced::CoalescedWrites;
 use super::state::{SetupError, set_reset_state};
 
 /// What the guest's accesses reach.
@@ -57,6 +58,8 @@ pub trait VcpuObserver: Send + Sync + fmt::Debug {
     fn entering(&self, id: u8);
     /// The vCPU has stopped for good.
     fn ended(&self, id: u8, end: VcpuEnd);
+    /// Whether the VM has ended, so that no vCPU need enter the guest again.
+    fn is_over(&self) -> bool;
 }
 
 /// The running vCPUs, one thread each. Dropping stops and joins them.
@@ -74,6 +77,7 @@ impl VcpuThreads {
     pub fn start(
         vcpus: Vec<VcpuFd>,
         buses: &Buses,
+        coalesced: Option<&Arc<CoalescedWrites>>,
         observer: &Arc<dyn VcpuObserver>,
     ) -> Result<Self, StartError> {
         // A handler that does nothing, without SA_RESTART: the signal only
@@ -92,6 +96,7 @@ impl VcpuThreads {
                 id,
                 vcpu,
                 buses: buses.clone(),
+                coalesced: coalesced.cloned(),
                 stop: Arc::clone(&this.stop),
             };
             let observer = Arc::clone(observer);
@@ -160,6 +165,7 @@ struct Runner {
     id: u8,
     vcpu: VcpuFd,
     buses: Buses,
+    coalesced: Option<Arc<CoalescedWrites>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -169,8 +175,13 @@ impl Runner {
             id: self.id,
             observer,
         };
+        if let Some(coalesced) = &self.coalesced
+            && self.id == 0
+        {
+            coalesced.runs_here();
+        }
         observer.entering(self.id);
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.stop.load(Ordering::Acquire) && !observer.is_over() {
             if let Some(end) = self.step() {
                 observer.ended(self.id, end);
                 return;
@@ -180,7 +191,11 @@ impl Runner {
 
     /// Runs the guest to its next exit and answers it.
     fn step(&mut self) -> Option<VcpuEnd> {
-        let exit = match self.vcpu.run() {
+        let exit = self.vcpu.run();
+        if let Some(coalesced) = &self.coalesced {
+            coalesced.carry_out(&self.buses);
+        }
+        let exit = match exit {
             Ok(exit) => exit,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
             Err(error) => return Some(VcpuEnd::Run(error)),
@@ -219,6 +234,9 @@ impl Runner {
                 self.buses.pio.read(io.port.into(), access);
             }
         }
+        if let Some(coalesced) = &self.coalesced {
+            coalesced.accessed(io.port);
+        }
     }
 }
 
@@ -232,6 +250,9 @@ mod tests {
 
     impl VcpuObserver for Ends {
         fn entering(&self, _: u8) {}
+        fn is_over(&self) -> bool {
+            false
+        }
         fn ended(&self, id: u8, end: VcpuEnd) {
             self.0.lock().unwrap().push(format!("{id}: {end}"));
         }

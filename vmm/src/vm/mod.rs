@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::boot::BootSource;
 use crate::config::{Idle, MapTime, OnViabilityLoss, VmConfig};
 use crate::dma::{self, DmaMap};
-use crate::event_loop::{Console, EventLoop, GuardWatch, RawTerminal, Subscriber};
+use crate::event_loop::{Console, EventLoop, GuardWatch, Lull, RawTerminal, Subscriber};
 use crate::interrupts::Router;
 use crate::kvm::Hypervisor;
 use crate::lines::Lines;
@@ -29,7 +29,7 @@ use crate::stats::StatsHandle;
 use crate::sys;
 use crate::timeline::{Milestone, Timeline};
 use crate::topology::Ports;
-use crate::vcpu::{self, Buses, VcpuObserver, VcpuThreads};
+use crate::vcpu::{self, Buses, CoalescedWrites, VcpuObserver, VcpuThreads};
 use crate::wiring::Wiring;
 use assigned::Devices;
 pub use error::VmError;
@@ -43,6 +43,7 @@ pub use error::VmError;
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
+    coalesced: Option<Arc<CoalescedWrites>>,
     console: Option<Console>,
     guard: Option<GuardWatch>,
     serial: Arc<Serial>,
@@ -144,11 +145,15 @@ impl Vm {
             hypervisor.idle_in_guest()?;
         }
         let vcpus = hypervisor.vcpus(config.cpus)?;
+        let mut coalesced = None;
         if let Some(first) = vcpus.first() {
             vcpu::set_up(first, &ram, entry)?;
+            let posted = platform::posted_ports(&serial);
+            coalesced = CoalescedWrites::new(hypervisor.vm(), first, &posted);
         }
         Ok(Self {
             vcpus,
+            coalesced: coalesced.map(Arc::new),
             console,
             guard,
             serial,
@@ -190,6 +195,9 @@ impl Vm {
             subscribers.push(Box::new(guard));
         }
         subscribers.extend(self.lines.watch());
+        if let Some(writes) = self.coalesced.clone() {
+            subscribers.push(Box::new(Lull::new(writes)));
+        }
         let mut events = EventLoop::new(&self.report, subscribers)?;
         if let Some(dma) = &self.dma {
             match self.map {
@@ -210,7 +218,8 @@ impl Vm {
         }
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
         let vcpus = std::mem::take(&mut self.vcpus);
-        let mut threads = VcpuThreads::start(vcpus, &self.buses, &observer)?;
+        let mut threads =
+            VcpuThreads::start(vcpus, &self.buses, self.coalesced.as_ref(), &observer)?;
         let outcome = events.run();
         drop(events);
         if let Some(dma) = &self.dma {

@@ -1,7 +1,7 @@
 //! Each guest ends the VM, or says what it found, by the devices under test.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::kernel::{HALT, LOAD, POWER_OFF, has_kvm, kernel, say};
 use passthrough::OpenFiles;
@@ -100,6 +100,39 @@ fn output_without_a_newline_is_not_lost() {
     };
     assert!(matches!(guest.run(), Outcome::PowerOff));
     assert_eq!(guest.serial(), "login: ");
+}
+
+#[test]
+fn last_words_are_heard_though_nothing_follows_them() {
+    // mov dx, 0x3fd; in al, dx: as every guest does before it sends.
+    let status = [0x66, 0xba, 0xfd, 0x03, 0xec];
+    let Some(guest) = Guest::new(&[&status, &say("alas")[..], HALT].concat()) else {
+        return;
+    };
+    let vm = Vm::build(&guest.config, OpenFiles::default(), Timeline::start()).unwrap();
+    let report = vm.report();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let patience = Instant::now() + Duration::from_secs(30);
+            while guest.serial() != "alas" && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let heard = guest.serial();
+            report.end(Outcome::Stopped { signal: None });
+            assert_eq!(heard, "alas");
+        });
+        vm.run(Vec::new()).unwrap();
+    });
+}
+
+#[test]
+fn more_is_said_than_is_kept_back() {
+    let text: String = ('a'..='z').cycle().take(1000).collect();
+    let Some(guest) = Guest::new(&[&say(&text), POWER_OFF, HALT].concat()) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+    assert_eq!(guest.serial(), text);
 }
 
 #[test]
