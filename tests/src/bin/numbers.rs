@@ -11,8 +11,8 @@ use lab::kernel::KernelVersion;
 use lab::numbers::{self, Pages, inside};
 
 /// Measures what it costs to give a device and memory to a guest, beside QEMU,
-/// and prints one table. Everything runs in one nested host, and takes about ten
-/// minutes.
+/// and prints one table. Everything runs in one nested host, and takes about a
+/// quarter of an hour.
 #[derive(Debug, Parser)]
 #[command(name = "numbers", max_term_width = 100)]
 struct Cli {
