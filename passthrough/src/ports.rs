@@ -3,7 +3,7 @@
 //! | port | the monitor supplies |
 //! |---|---|
 //! | [`InterruptRouter`] | routes from MSI messages to vCPUs, one event each; a function's interrupt line |
-//! | [`MemoryMapper`] | host memory put straight into the guest's address space |
+//! | [`MemoryMapper`] | host memory put straight into the guest's address space; writes that may come late |
 //! | [`HostMemory`] | host memory that stays where it is (guest RAM) |
 //!
 //! The crate calls a port on the thread of the call that needs it: a vCPU's, for
@@ -94,9 +94,22 @@ pub trait MemoryMapper: Send + Sync + Debug {
         address: u64,
         memory: Arc<dyn HostMemory>,
     ) -> Result<Box<dyn MemoryMapping>, PortError>;
+
+    /// Lets the guest's writes to `size` bytes at guest physical `address`,
+    /// where a BAR traps, come late until the answer is dropped: the guest need
+    /// not be left for each. They come in their order, before the next trapped
+    /// access of the vCPU that wrote, whatever that accesses; and soon after the
+    /// answer was dropped, even if nothing follows.
+    ///
+    /// Nothing unless it is implemented, or where it can't be done: each write
+    /// traps then.
+    fn post_writes(&self, address: u64, size: u64) -> Option<Box<dyn MemoryMapping>> {
+        let _ = (address, size);
+        None
+    }
 }
 
-/// A mapping in the guest's address space; dropping it takes it away.
+/// Something in the guest's address space; dropping it takes it away.
 pub trait MemoryMapping: Send + Debug {}
 
 /// Gives one function its ways to the guest's interrupt controllers: routes for

@@ -11,6 +11,7 @@ pub mod event_loop;
 pub mod interrupts;
 pub mod kvm;
 pub mod lines;
+pub mod mapper;
 pub mod memory;
 pub mod outcome;
 pub mod platform;

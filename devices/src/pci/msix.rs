@@ -105,12 +105,18 @@ impl Msix {
         self.enabled
     }
 
+    /// Whether no vector sends anything, whatever the table says: MSI-X is off,
+    /// or the function is masked.
+    pub fn is_idle(&self) -> bool {
+        !self.enabled || self.function_mask
+    }
+
     /// What `vector` sends at the moment: nothing while it is masked, the
     /// function is masked or MSI-X is off.
     pub fn delivery(&self, vector: u16) -> Option<MsiMessage> {
         let entry = self.entries.get(usize::from(vector))?;
-        let masked = self.function_mask || entry.control & VECTOR_MASKED != 0;
-        (self.enabled && !masked).then_some(entry.message)
+        let masked = entry.control & VECTOR_MASKED != 0;
+        (!self.is_idle() && !masked).then_some(entry.message)
     }
 
     /// The message control register (PCIe 6.0 §7.7.2.1).
@@ -128,10 +134,10 @@ impl Msix {
     /// Writes the message control register. Answers the range outside of
     /// which no vector's [`Self::delivery`] changed.
     pub fn write_control(&mut self, value: u16) -> Range<u16> {
-        let before = self.enabled && !self.function_mask;
+        let before = self.is_idle();
         self.enabled = value & CONTROL_ENABLE != 0;
         self.function_mask = value & CONTROL_FUNCTION_MASK != 0;
-        if before == (self.enabled && !self.function_mask) {
+        if before == self.is_idle() {
             return 0..0;
         }
         let unmasked = |entry: &Entry| entry.control & VECTOR_MASKED == 0;

@@ -6,6 +6,7 @@ use devices::pci::{
 use thiserror::Error;
 
 use super::options::AssignOptions;
+use super::posted::PostedTable;
 use super::reset::Pending;
 use super::rom::{Rom, RomError};
 use crate::bar::{Bars, Emulated, pieces};
@@ -81,6 +82,7 @@ pub enum AssignError {
 pub struct AssignedDevice {
     pub(super) host: PciAddress,
     // Dropped in this order, after `drop` has silenced the device.
+    pub(super) posted: Option<PostedTable>,
     pub(super) interrupts: Interrupts,
     pub(super) bars: Bars,
     rom: Option<Rom>,
@@ -141,6 +143,8 @@ impl AssignedDevice {
         });
         let view = ConfigView::new(&snapshot, book.map_err(config_error)?);
         interrupts.add_messages(host, &backend, &router, &view);
+        let posted = view.book.msix.as_ref();
+        let posted = posted.map(|table| PostedTable::new(Arc::clone(&mapper), table));
         let mut bars = Bars::new(host, mapper, space);
         for info in infos {
             // Also where no interrupt can be delivered: the table is never the
@@ -153,6 +157,7 @@ impl AssignedDevice {
             snapshot.u16(config::COMMAND) & !HANDED_ON | config::COMMAND_INTX_DISABLE;
         let mut device = Self {
             host,
+            posted,
             interrupts,
             bars,
             rom,
@@ -354,6 +359,9 @@ impl PciFunction for AssignedDevice {
 
     fn release(&mut self, answering: &[BarDecode]) {
         self.bars.unmap_stale(answering);
+        if let Some(posted) = &mut self.posted {
+            posted.answers(answering);
+        }
     }
 
     fn settle(&mut self, reach: &Reach) -> Result<(), SettleError> {
@@ -361,6 +369,9 @@ impl PciFunction for AssignedDevice {
             return Ok(());
         }
         self.bars.unmap_stale(self.mappable(reach));
+        if let Some(posted) = &mut self.posted {
+            posted.answers(&reach.answering);
+        }
         if self.pending.is_some() || self.guest_power() != PowerState::D3Hot {
             self.leave_low_power();
         }

@@ -397,3 +397,6 @@ mod fuzz;
 mod interrupts;
 #[path = "surrender_test.rs"]
 mod surrender;
+
+#[path = "posted_test.rs"]
+mod posted;

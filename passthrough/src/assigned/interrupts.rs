@@ -60,6 +60,9 @@ impl AssignedDevice {
         {
             self.close_pin();
         }
+        if let Some(posted) = &mut self.posted {
+            posted.follow(self.interrupts.table_is_idle());
+        }
         trapped != needs_accesses
     }
 

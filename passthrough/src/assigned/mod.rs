@@ -3,6 +3,7 @@
 mod device;
 mod interrupts;
 mod options;
+mod posted;
 mod power;
 mod reset;
 mod rom;

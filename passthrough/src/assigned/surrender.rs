@@ -103,6 +103,7 @@ impl AssignedDevice {
         let command = self.command_now() | config::COMMAND_INTX_DISABLE;
         self.set_command(command & !config::COMMAND_BUS_MASTER);
         self.bars.unmap_stale(&[]);
+        self.posted = None;
     }
 }
 

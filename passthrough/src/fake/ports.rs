@@ -241,6 +241,7 @@ impl Drop for FakeRoute {
 pub struct FakeMapper {
     journal: Journal,
     refuse: Mutex<bool>,
+    posted: Arc<Mutex<BTreeMap<u64, u64>>>,
 }
 
 impl FakeMapper {
@@ -249,7 +250,13 @@ impl FakeMapper {
         Self {
             journal: journal.clone(),
             refuse: Mutex::new(false),
+            posted: Arc::default(),
         }
+    }
+
+    /// Where writes may come late: addresses and sizes. Not in the journal.
+    pub fn posted(&self) -> Vec<(u64, u64)> {
+        lock(&self.posted).clone().into_iter().collect()
     }
 
     /// Refuses every map from now on, or no longer.
@@ -276,6 +283,29 @@ impl MemoryMapper for FakeMapper {
             journal: self.journal.clone(),
             _memory: memory,
         }))
+    }
+
+    fn post_writes(&self, address: u64, size: u64) -> Option<Box<dyn MemoryMapping>> {
+        let before = lock(&self.posted).insert(address, size);
+        assert_eq!(before, None, "writes at {address:#x} are late already");
+        Some(Box::new(FakePosting {
+            address,
+            posted: Arc::clone(&self.posted),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct FakePosting {
+    address: u64,
+    posted: Arc<Mutex<BTreeMap<u64, u64>>>,
+}
+
+impl MemoryMapping for FakePosting {}
+
+impl Drop for FakePosting {
+    fn drop(&mut self) {
+        lock(&self.posted).remove(&self.address);
     }
 }
 

@@ -107,6 +107,11 @@ impl Interrupts {
         self.msix.as_ref()
     }
 
+    /// Whether nothing that is written to the MSI-X table can matter at once.
+    pub(crate) fn table_is_idle(&self) -> bool {
+        self.msix.as_ref().is_some_and(MsixInterrupts::is_idle)
+    }
+
     /// As [`Self::msix`], to write to the table.
     pub(crate) fn msix_mut(&mut self) -> Option<&mut MsixInterrupts> {
         self.msix.as_mut()

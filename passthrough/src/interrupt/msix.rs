@@ -70,6 +70,11 @@ impl MsixInterrupts {
         self.vectors.is_on()
     }
 
+    /// Whether no vector can be delivered, whatever is in the table.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.is_idle()
+    }
+
     /// The guest wrote the message control register.
     pub(crate) fn write_control(&mut self, value: u16) {
         let changed = self.state.write_control(value);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+use passthrough::ports::MemoryMapping;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::ring::Ring;
@@ -43,10 +44,11 @@ impl fmt::Debug for Unfollowed {
 /// since Linux 4.20).
 ///
 /// It is for registers whose writes nobody notices before the next access: one
-/// that selects what another port reads, or the transmitter of a serial port.
-/// That next access leaves the guest, and each thread that has left it carries
-/// out what the ring holds before it does anything else. So all writes reach the
-/// devices in the guest's order, whichever vCPU they came from.
+/// that selects what another port reads, the transmitter of a serial port, a
+/// table that is not in use yet. That next access leaves the guest, and each
+/// thread that has left it carries out what the ring holds before it does
+/// anything else. So all writes reach the devices in the guest's order, whichever
+/// vCPU they came from.
 ///
 /// A write that nothing follows ([`Unfollowed`]) would wait for ever: that of a
 /// guest that hangs after its last words, or that sends by interrupts and asks
@@ -55,6 +57,7 @@ impl fmt::Debug for Unfollowed {
 ///
 /// Lock order: `turn`, then those of the devices.
 pub struct CoalescedWrites {
+    vm: Arc<VmFd>,
     ring: Ring,
     /// The right to carry writes out.
     turn: Mutex<()>,
@@ -68,30 +71,25 @@ pub struct CoalescedWrites {
     lull: AtomicBool,
     /// Who is taken out of the guest; 0 before it runs.
     thread: AtomicI32,
+    /// Writes somewhere may no longer be late, and some may have been.
+    ended: AtomicBool,
 }
 
 impl CoalescedWrites {
-    /// The ring of `vcpu`'s VM, which gathers the writes to `posted`. Nothing
-    /// where KVM can't: every write leaves the guest then.
-    pub fn new(vm: &VmFd, vcpu: &VcpuFd, posted: &[PostedPorts]) -> Option<Self> {
-        if !vm.check_extension(Cap::CoalescedPio) {
+    /// The ring of `vcpu`'s VM `vm`, which gathers nothing yet. Nothing where KVM
+    /// has none: every write leaves the guest then.
+    pub fn new(vm: &Arc<VmFd>, vcpu: &VcpuFd) -> Option<Self> {
+        if !vm.check_extension(Cap::CoalescedMmio) {
             return None;
         }
-        let mut this = Self::gathering_nothing(vcpu)
+        Self::of(vm, vcpu)
             .inspect_err(|error| log::debug!("every write leaves the guest: {error}"))
-            .ok()?;
-        for PostedPorts { ports, unfollowed } in posted {
-            let first = IoEventAddress::Pio(ports.start.into());
-            match vm.register_coalesced_mmio(first, ports.len() as u32) {
-                Ok(()) => this.unfollowed.extend(unfollowed.clone()),
-                Err(error) => log::debug!("writes to {ports:x?} leave the guest: {error}"),
-            }
-        }
-        Some(this)
+            .ok()
     }
 
-    fn gathering_nothing(vcpu: &VcpuFd) -> io::Result<Self> {
+    fn of(vm: &Arc<VmFd>, vcpu: &VcpuFd) -> io::Result<Self> {
         Ok(Self {
+            vm: Arc::clone(vm),
             ring: Ring::of(vcpu)?,
             turn: Mutex::default(),
             unfollowed: Vec::new(),
@@ -103,6 +101,37 @@ impl CoalescedWrites {
             armed: AtomicBool::new(false),
             lull: AtomicBool::new(false),
             thread: AtomicI32::new(0),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Gathers the writes to these ports, where KVM can (Linux 4.20).
+    pub fn post_ports(&mut self, posted: &[PostedPorts]) {
+        if !self.vm.check_extension(Cap::CoalescedPio) {
+            return;
+        }
+        for PostedPorts { ports, unfollowed } in posted {
+            let first = IoEventAddress::Pio(ports.start.into());
+            match self.vm.register_coalesced_mmio(first, ports.len() as u32) {
+                Ok(()) => self.unfollowed.extend(unfollowed.clone()),
+                Err(error) => log::debug!("writes to {ports:x?} leave the guest: {error}"),
+            }
+        }
+    }
+
+    /// Gathers the writes to `size` bytes at guest physical `address`, where
+    /// nothing is mapped, until the answer is dropped. Nothing when KVM refuses.
+    pub fn post_memory(self: &Arc<Self>, address: u64, size: u64) -> Option<Posting> {
+        let size = u32::try_from(size).ok()?;
+        let first = IoEventAddress::Mmio(address);
+        self.vm
+            .register_coalesced_mmio(first, size)
+            .inspect_err(|error| log::debug!("writes at {address:#x} leave the guest: {error}"))
+            .ok()?;
+        Some(Posting {
+            writes: Arc::clone(self),
+            address,
+            size,
         })
     }
 
@@ -121,6 +150,14 @@ impl CoalescedWrites {
             for device in &self.unfollowed {
                 (device.flush)();
             }
+        }
+    }
+
+    /// To be called by a thread before it enters the guest again. What it did
+    /// may have ended that writes are late: those that are, come now.
+    pub(super) fn before_entry(&self, buses: &Buses) {
+        if self.ended.swap(false, Ordering::AcqRel) {
+            self.carry_out(buses);
         }
     }
 
@@ -175,6 +212,27 @@ impl CoalescedWrites {
         if let Err(error) = rustix::time::timerfd_settime(&self.timer, flags, &once) {
             log::debug!("cannot set a timer: {error}");
         }
+    }
+}
+
+/// Writes to memory that may be late; dropping it ends that.
+#[derive(Debug)]
+pub struct Posting {
+    writes: Arc<CoalescedWrites>,
+    address: u64,
+    size: u32,
+}
+
+impl MemoryMapping for Posting {}
+
+impl Drop for Posting {
+    fn drop(&mut self) {
+        let first = IoEventAddress::Mmio(self.address);
+        if let Err(error) = self.writes.vm.unregister_coalesced_mmio(first, self.size) {
+            // They come with the next exit of any vCPU.
+            log::error!("writes at {:#x} stay late: {error}", self.address);
+        }
+        self.writes.ended.store(true, Ordering::Release);
     }
 }
 

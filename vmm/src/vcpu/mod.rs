@@ -8,7 +8,7 @@ mod ring;
 mod state;
 mod thread;
 
-pub use coalesced::{CoalescedWrites, PostedPorts, Unfollowed};
+pub use coalesced::{CoalescedWrites, PostedPorts, Posting, Unfollowed};
 pub use cpuid::guest_cpuid;
 pub(crate) use cpuid::{address_bits, supported};
 pub(crate) use mapping::keep_from_children;

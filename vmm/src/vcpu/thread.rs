@@ -211,6 +211,9 @@ impl Runner {
             VcpuExit::InternalError => return Some(VcpuEnd::Internal),
             other => return Some(VcpuEnd::Unexpected(format!("{other:?}"))),
         }
+        if let Some(coalesced) = &self.coalesced {
+            coalesced.before_entry(&self.buses);
+        }
         None
     }
 

@@ -22,6 +22,7 @@ use crate::event_loop::{Console, EventLoop, GuardWatch, Lull, RawTerminal, Subsc
 use crate::interrupts::Router;
 use crate::kvm::Hypervisor;
 use crate::lines::Lines;
+use crate::mapper::GuestMapper;
 use crate::memory::{Backing, GuestLayout, GuestRam, HostMeminfo, KvmSlots, Slot};
 use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self};
@@ -118,6 +119,16 @@ impl Vm {
             pio: Arc::new(Bus::new()),
         };
         let (serial, console) = platform::add_legacy(&buses, &router, &config.serial, &report)?;
+        if config.cpu.idle == Idle::Guest {
+            hypervisor.idle_in_guest()?;
+        }
+        let vcpus = hypervisor.vcpus(config.cpus)?;
+        let first = vcpus.first();
+        let coalesced = first.and_then(|first| CoalescedWrites::new(hypervisor.vm(), first));
+        let coalesced = coalesced.map(|mut coalesced| {
+            coalesced.post_ports(&platform::posted_ports(&serial));
+            Arc::new(coalesced)
+        });
         let dma = assigned.dma.map(Arc::new);
         for range in platform::reserved(&layout) {
             slots.reserve(range);
@@ -129,7 +140,7 @@ impl Vm {
         let ports = Ports {
             router: Arc::new(router.clone()),
             lines: lines.clone(),
-            mapper: Arc::new(slots),
+            mapper: Arc::new(GuestMapper::new(slots, coalesced.clone())),
         };
         let removable = assigned.topology.build(&root, &ports)?;
         let stats = StatsHandle::new(router, removable.iter().map(|device| &device.function));
@@ -141,19 +152,12 @@ impl Vm {
         platform::place_bars(&root, &layout, sys::page_size())?;
         platform::add_config_access(&buses, &root, last_bus, &layout)?;
 
-        if config.cpu.idle == Idle::Guest {
-            hypervisor.idle_in_guest()?;
-        }
-        let vcpus = hypervisor.vcpus(config.cpus)?;
-        let mut coalesced = None;
         if let Some(first) = vcpus.first() {
             vcpu::set_up(first, &ram, entry)?;
-            let posted = platform::posted_ports(&serial);
-            coalesced = CoalescedWrites::new(hypervisor.vm(), first, &posted);
         }
         Ok(Self {
             vcpus,
-            coalesced: coalesced.map(Arc::new),
+            coalesced,
             console,
             guard,
             serial,

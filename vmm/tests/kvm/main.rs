@@ -3,4 +3,5 @@
 mod children;
 mod ends;
 mod kernel;
+mod late_writes;
 mod terminal;
