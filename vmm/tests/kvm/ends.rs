@@ -294,3 +294,22 @@ fn a_kernel_larger_than_memory_is_refused() {
     let error = Vm::build(&guest.config, OpenFiles::default(), Timeline::start()).unwrap_err();
     assert!(error.to_string().contains("does not fit"), "{error}");
 }
+
+#[test]
+fn a_string_is_sent_whole() {
+    // mov dx, 0x3f8; mov esi, text; mov ecx, 1000; cld; rep outsb; in al, dx
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xbe];
+    let text: String = ('a'..='z').cycle().take(1000).collect();
+    let at = LOAD + 0x40;
+    code.extend(at.to_le_bytes());
+    code.extend([0xb9, 0xe8, 0x03, 0, 0, 0xfc, 0xf3, 0x6e, 0xec]);
+    code.extend(POWER_OFF);
+    code.extend(HALT);
+    code.resize(0x40, 0x90);
+    code.extend(text.bytes());
+    let Some(guest) = Guest::new(&code) else {
+        return;
+    };
+    assert!(matches!(guest.run(), Outcome::PowerOff));
+    assert_eq!(guest.serial(), text);
+}
