@@ -4,6 +4,7 @@
 #
 #   lab.do=TASK,TASK…     tasks, see below; none: a shell on the console
 #   lab.bytes=N           how much of each disk `nvme` reads (default 4 MiB)
+#   lab.reads=N           how often `reads` reads a block (default 1000)
 #   lab.pings=N           how many echo requests `net` and `affinity` send (default 3)
 #   lab.raise=N           how many interrupts `msi` and `pin` have edu raise (default 20)
 #   lab.disk=SERIAL       the NVMe that `load` reads (default: any)
@@ -15,7 +16,7 @@
 #                         is to be moved), and a value that its first register keeps
 #   lab.move=A,A…         addresses to which `bar` moves it, one after the other
 #
-# Tasks: nvme, net, affinity, msi, pin, pci, ports, resets, rebind, hold, load,
+# Tasks: nvme, reads, net, affinity, msi, pin, pci, ports, resets, rebind, hold, load,
 # unload, dump, bar, cpus, nap (1 s), sleep (for ever), beat (a marker each half
 # second, for ever), poweroff, reboot, panic, shell, and NAME of each function
 # task_NAME in /tasks, a script that a scenario may add.
@@ -243,6 +244,14 @@ task_resets() {
     done
 }
 
+# Reads blocks of 4 KiB off the first NVMe, past the page cache, one at a time.
+task_reads() {
+    count=$(setting lab.reads 1000)
+    await nvme0n1 test -b /dev/nvme0n1 || return
+    dd if=/dev/nvme0n1 of=/dev/null bs=4096 count="$count" iflag=direct 2>/dev/null || return
+    marker reads "count=$count"
+}
+
 # Takes the first NVMe from its driver and gives it back, over and over, with a
 # read past the page cache in each round.
 task_rebind() {
@@ -366,7 +375,7 @@ if [ -e /tasks ]; then . /tasks; fi
 marker init
 for task in $(setting lab.do shell | tr , ' '); do
     case $task in
-    nvme | net | affinity | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
+    nvme | reads | net | affinity | msi | pin | pci | ports | resets | load | unload | dump | bar | cpus | nap)
         "task_$task"
         ;;
     rebind | hold) "task_$task" ;;

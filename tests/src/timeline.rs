@@ -50,6 +50,11 @@ impl Timeline {
         self.points.insert(index, Point { name, ns });
     }
 
+    /// All of it, in order.
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
     /// When something happened first.
     pub fn ns(&self, name: &str) -> Option<u64> {
         let found = self.points.iter().find(|point| point.name == name);

@@ -11,6 +11,7 @@ const USAGE: &str = "one of
   guest-pci ends FUNCTION BAR
   guest-pci peer EDU FUNCTION BAR
   guest-pci ports FUNCTION MEMORY-BAR PORT-BAR REGISTER
+  guest-pci rates FUNCTION
   guest-pci sleep FUNCTION REGISTER
   guest-pci stray EDU ADDRESS
   guest-pci swap FUNCTION FUNCTION BAR
@@ -45,6 +46,7 @@ fn run(words: &[&str]) -> Result<(), GuestError> {
                 number(register)?,
             )
         }
+        ["rates", function] => guest::rates(&find(function)?),
         ["sleep", function, register] => guest::sleep(&find(function)?, number(register)?),
         ["swap", one, other, bar] => guest::swap(find(one)?, find(other)?, number(bar)?),
         ["wander", function, register] => guest::wander(find(function)?, number(register)?),

@@ -3,16 +3,16 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use lab::kernel::KernelVersion;
-use lab::numbers::{self, Pages, inside};
+use lab::numbers::{self, Pages, Part, Peer, inside};
 
 /// Measures what it costs to give a device and memory to a guest, beside QEMU,
-/// and prints one table. Everything runs in one nested host, and takes about a
-/// quarter of an hour.
+/// and prints one table. Everything runs in nested hosts, and takes about half an
+/// hour.
 #[derive(Debug, Parser)]
 #[command(name = "numbers", max_term_width = 100)]
 struct Cli {
@@ -23,9 +23,18 @@ struct Cli {
     #[arg(long, value_name = "N", default_value_t = numbers::ROUNDS,
           value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Measure this monitor too, besides QEMU: cloud-hypervisor=PATH (repeatable)
+    #[arg(long = "peer", value_name = "NAME=PATH")]
+    peers: Vec<Peer>,
+    /// Measure these parts only
+    #[arg(long, value_name = "PART,…", value_delimiter = ',')]
+    only: Vec<Part>,
     /// Write the same as data, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the start of the smallest guest with a device (SVG)
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
     #[command(subcommand)]
     inside: Option<Command>,
 }
@@ -72,11 +81,19 @@ fn measure(cli: &Cli) -> inside::Result<ExitCode> {
     } else {
         KernelVersion::Longterm
     };
-    let report = numbers::measure(kernel, cli.rounds)?;
+    let parts = match cli.only.as_slice() {
+        [] => Part::value_variants(),
+        parts => parts,
+    };
+    let report = numbers::measure(kernel, cli.rounds, &cli.peers, parts)?;
+    let write = |path: &Path, text: String| {
+        fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    };
     if let Some(path) = &cli.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text)
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        write(path, serde_json::to_string_pretty(&report)?)?;
+    }
+    if let Some(path) = &cli.chart {
+        write(path, report.chart().to_string())?;
     }
     write!(io::stdout(), "{report}")?;
     Ok(ExitCode::SUCCESS)

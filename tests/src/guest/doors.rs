@@ -15,10 +15,7 @@ const RESOURCES: &str = "/proc/iomem";
 pub fn doors(function: &Function) -> Result<(), GuestError> {
     let size = function.config_size();
     let address = function.address();
-    let place = u64::from(address.bus()) << 20
-        | u64::from(address.device()) << 15
-        | u64::from(address.function()) << 12;
-    let ecam = Memory::map(ecam_base()? + place, size)?;
+    let ecam = ecam(function)?;
     let mut bytes = Vec::new();
     for offset in (0..size).step_by(4) {
         bytes.extend(ecam.read::<u32>(offset as usize)?.to_le_bytes());
@@ -60,6 +57,15 @@ pub fn doors(function: &Function) -> Result<(), GuestError> {
         ),
     );
     Ok(())
+}
+
+/// The function's config space, memory-mapped.
+pub(super) fn ecam(function: &Function) -> Result<Memory, GuestError> {
+    let address = function.address();
+    let place = u64::from(address.bus()) << 20
+        | u64::from(address.device()) << 15
+        | u64::from(address.function()) << 12;
+    Memory::map(ecam_base()? + place, function.config_size())
 }
 
 /// Where ECAM begins, as the kernel lists it.

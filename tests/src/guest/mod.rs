@@ -11,6 +11,7 @@ mod ends;
 mod function;
 mod memory;
 mod ports;
+mod rates;
 mod shuffle;
 mod sleep;
 
@@ -20,6 +21,7 @@ pub use ends::ends;
 pub use function::{Bar, Function};
 pub use memory::Memory;
 pub use ports::ports;
+pub use rates::rates;
 pub use shuffle::{swap, wander};
 pub use sleep::sleep;
 

@@ -191,6 +191,11 @@ impl Builder<'_> {
         self.arg("-kernel", self.files.kernel.to_string_lossy());
         self.arg("-initrd", self.files.initrd.to_string_lossy());
         let mut cmdline = format!("console=ttyS0 panic=-1 quiet {CLOCKS}");
+        if machine.counts_instructions {
+            self.arg("-icount", "shift=0,sleep=off");
+            self.arg("-rtc", "base=2026-01-01T00:00:00,clock=vm");
+            self.arg("-seed", "1");
+        }
         if machine.iommu.is_some() {
             cmdline.push_str(" intel_iommu=on");
         }

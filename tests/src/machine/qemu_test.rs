@@ -243,3 +243,12 @@ fn each_device_has_its_location() {
     assert_eq!(of("deep"), (0, vec![(4, 0), (0, 0), (1, 0)]));
     assert_eq!(of("free"), (72, vec![(0, 0), (0, 0)]));
 }
+
+#[test]
+fn time_goes_by_instructions_where_a_machine_wants_it() {
+    let machine = Machine::new("m");
+    assert_eq!(values(&plan(&machine), "-icount"), [""; 0]);
+    let counting = plan(&machine.counting_instructions());
+    assert_eq!(values(&counting, "-icount"), ["shift=0,sleep=off"]);
+    assert!(values(&counting, "-rtc")[0].ends_with("clock=vm"));
+}

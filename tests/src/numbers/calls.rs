@@ -11,6 +11,12 @@ use super::program::{Guest, Program};
 use super::{GUEST_MIB, STEP_LIMIT};
 use crate::host::{Host, Step};
 
+/// What guests do besides, how often their tasks do it without being told, and the
+/// tasks.
+const MORE: [((&str, u64), &str); 2] = [
+    (("reads of 4 KiB", 1000), "nvme,reads,poweroff"),
+    (("driver rebinds", 3), "nvme,rebind,poweroff"),
+];
 const TRACE: &str = "/run/lab/numbers-trace";
 /// The request that has a vCPU run.
 const RUN: &str = "KVM_RUN";
@@ -45,11 +51,40 @@ pub struct Calls {
     pub requests: BTreeMap<String, u64>,
     /// Each call, by name.
     pub names: BTreeMap<String, u64>,
+    /// What it takes besides to do more than that.
+    pub added: Vec<Added>,
+}
+
+/// What something that a guest does costs once it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Added {
+    /// What it does.
+    pub what: &'static str,
+    /// How often.
+    pub count: u64,
+    /// `ioctl` calls for them; fewer than none is noise.
+    pub ioctl: i64,
+    /// What of them runs a vCPU until it exits.
+    pub run: i64,
+    /// All calls for them.
+    pub total: i64,
 }
 
 impl Calls {
     pub(super) fn program(&self) -> Program {
         self.program
+    }
+
+    /// What `more` has besides, of a guest that did `what` so often besides.
+    fn add(&mut self, (what, count): (&'static str, u64), more: &Self) {
+        let added = |more: u64, before: u64| more.cast_signed() - before.cast_signed();
+        self.added.push(Added {
+            what,
+            count,
+            ioctl: added(more.ioctl, self.ioctl),
+            run: added(more.run, self.run),
+            total: added(more.total, self.total),
+        });
     }
 
     /// The requests, most frequent first.
@@ -66,14 +101,19 @@ impl Calls {
     }
 }
 
-/// Boots a guest on each monitor below `strace`.
-pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<Calls>, NumbersError> {
-    let measure = |program| {
+/// Boots a guest on each monitor below `strace`, and others that do more.
+pub(super) fn measure(
+    host: &Host,
+    device: &str,
+    programs: &[Program],
+) -> Result<Vec<Calls>, NumbersError> {
+    let trace = |program, tasks| {
         let step = format!("system calls of {program}");
         let guest = Guest {
-            tasks: "nvme,poweroff",
+            tasks,
             memory_mib: GUEST_MIB,
-            device: device.to_owned(),
+            device: Some(device.to_owned()),
+            initrd: None,
         };
         let words = [
             "strace", "-f", "-y", "-s", "0", "-e", "kvm=vcpu", "-o", TRACE,
@@ -83,14 +123,21 @@ pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<Calls>, NumbersEr
             .into_iter()
             .chain(guest.argv(program));
         let outcome = host.run(&Step::argv(argv).limit(STEP_LIMIT)).at(&step)?;
-        super::guest_was_well(&step, &outcome)?;
+        super::guest_has_read(&step, &outcome)?;
         host.shell(&format!("mv {TRACE} /run/lab/work/trace"))
             .at(&step)?;
         let path = host.work_directory().join("trace");
         let trace = fs::read_to_string(&path).map_err(NumbersError::file(&path))?;
         of(program, &trace).map_err(|reason| NumbersError::wrong(&step, reason))
     };
-    Program::ALL.into_iter().map(measure).collect()
+    let measure = |program| {
+        let mut calls = trace(program, "nvme,poweroff")?;
+        for (what, tasks) in MORE {
+            calls.add(what, &trace(program, tasks)?);
+        }
+        Ok(calls)
+    };
+    programs.iter().copied().map(measure).collect()
 }
 
 /// Adds up the lines of a trace.
@@ -136,6 +183,7 @@ fn of(program: Program, trace: &str) -> Result<Calls, String> {
         exits,
         requests,
         names,
+        added: Vec::new(),
     };
     if !ended {
         return Err("the trace does not say that the monitor ended well".to_owned());
@@ -189,6 +237,7 @@ fn request(arguments: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerKind;
     use super::*;
 
     const TRACED: &str = "\
@@ -215,6 +264,12 @@ mod tests {
         assert_eq!((calls.exits["IO"], calls.exits["MMIO"]), (1, 1));
         assert_eq!(calls.requests["VFIO_IOMMU_MAP_DMA"], 1);
         assert_eq!(calls.requests["VFIO_DEVICE_PCI_HOT_RESET"], 1);
+        let mut more = calls.clone();
+        (more.ioctl, more.run, more.total) = (17, 2, 8);
+        let mut first = calls.clone();
+        first.add(("reads", 1000), &more);
+        let added = &first.added[0];
+        assert_eq!((added.ioctl, added.run, added.total), (10, 0, -1));
         assert!(calls.frequent().iter().all(|(name, _)| *name != RUN));
         assert_eq!(calls.requests["IOMMU_IOAS_MAP"], 1);
         assert_eq!(calls.requests["TCGETS"], 1);
@@ -223,8 +278,12 @@ mod tests {
     #[test]
     fn a_trace_that_ends_early_is_refused() {
         let (front, _) = TRACED.split_once("13  +++").unwrap();
-        assert!(of(Program::Qemu, front).is_err());
+        assert!(of(Program::Peer(PeerKind::Qemu), front).is_err());
         let none = TRACED.replace("KVM_RUN", "KVM_GET_SREGS");
-        assert!(of(Program::Qemu, &none).unwrap_err().contains("KVM_RUN"));
+        assert!(
+            of(Program::Peer(PeerKind::Qemu), &none)
+                .unwrap_err()
+                .contains("KVM_RUN")
+        );
     }
 }

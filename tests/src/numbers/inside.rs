@@ -111,6 +111,8 @@ pub struct Watched {
     pub started: u64,
     /// At the first look after the first exit.
     pub entered: u64,
+    /// After the monitor had ended.
+    pub ended: u64,
 }
 
 /// Says it on standard error, as `start` reads it.
@@ -138,8 +140,13 @@ pub fn watch(command: &[String], tell: impl FnOnce(Watched)) -> Result<ExitStatu
         let _ = child.kill();
     }
     let status = child.wait()?;
+    let ended = monotonic_ns();
     let entered = entered?;
-    tell(Watched { started, entered });
+    tell(Watched {
+        started,
+        entered,
+        ended,
+    });
     Ok(status)
 }
 

@@ -1,16 +1,23 @@
 //! `cargo numbers`: what it costs to give a device and memory to a guest, from
 //! one nested host, beside QEMU.
 //!
+//! Starts are measured twice: in time as it goes by, which drifts on a busy machine,
+//! and on a host whose time is the instructions that it has carried out, where two
+//! runs agree.
+//!
 //! What counts is measured from outside and in the same way for all monitors:
 //! the first entry of a vCPU by KVM's own count of exits, the first read by the
 //! guest's console, system calls by `strace`, memory by the kernel's books. A
 //! measurement that is missing or can't be right is an error with its name.
 
 mod calls;
+mod chart;
 mod error;
 pub mod inside;
 mod maps;
+mod peer;
 mod program;
+mod rates;
 mod report;
 mod resident;
 mod spread;
@@ -20,12 +27,17 @@ use std::time::Duration;
 use std::{env, fs};
 
 pub use calls::Calls;
+pub use chart::Chart;
 pub use error::NumbersError;
 pub use maps::{MapCost, Pages};
+pub use peer::{Peer, PeerKind};
+pub use rates::Rates;
 pub use report::Report;
 pub use resident::Resident;
 pub use spread::Spread;
 pub use start::Start;
+
+use clap::ValueEnum;
 
 use crate::cache::Cache;
 use crate::host::{Host, HostError, Outcome, Step};
@@ -36,9 +48,12 @@ use crate::markers::Markers;
 use crate::prerequisites;
 use crate::progress::say;
 use error::At;
+use program::Program;
 
 /// How often each start counts, unless asked otherwise.
 pub const ROUNDS: u32 = 5;
+/// The same where time is instructions: to show that two agree.
+const COUNTED_ROUNDS: u32 = 2;
 
 /// The nested host's memory: the largest guest, and what it is measured with.
 const HOST_MIB: u32 = 6144;
@@ -53,43 +68,121 @@ const STEP_LIMIT: Duration = Duration::from_secs(240);
 const PROBE: &str = "/run/lab/numbers";
 const DISK: &str = "disk";
 
-/// Measures everything on a nested host with `kernel`; each start counts
-/// `rounds` times. Tells on standard error what it is at.
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Memory that is mapped for a device
+    Maps,
+    /// System calls
+    Calls,
+    /// Memory, threads and size of the process
+    Memory,
+    /// Starts, in time as it goes by
+    Starts,
+    /// Starts and single accesses, where an instruction takes a nanosecond
+    Counted,
+}
+
+/// Measures `parts` on a nested host with `kernel`, on airlock, QEMU and `peers`; each
+/// start counts `rounds` times. Tells on standard error what it is at.
 ///
 /// # Errors
 /// [`NumbersError`] with the name of the first measurement that fails.
-pub fn measure(kernel: KernelVersion, rounds: u32) -> Result<Report, NumbersError> {
+pub fn measure(
+    kernel: KernelVersion,
+    rounds: u32,
+    peers: &[Peer],
+    parts: &[Part],
+) -> Result<Report, NumbersError> {
     prerequisites::ensure(&Cache::open()?, prerequisites::NUMBERS)?;
     let lab = Lab::prepare()?;
     let machine = Machine::new("numbers")
         .kernel(kernel)
         .memory_mib(HOST_MIB)
         .device(Device::nvme(DISK, disk()));
-    let host = lab.boot(&machine).at("boot of the nested host")?;
+    let mut peers = peers.to_vec();
+    if peers.iter().all(|peer| peer.kind != PeerKind::Qemu) {
+        peers.insert(0, Peer::qemu());
+    }
+    let programs = Program::with(peers.iter().map(|peer| peer.kind));
+    let mut report = Report {
+        rounds,
+        counted_rounds: COUNTED_ROUNDS,
+        ..Report::default()
+    };
+    let wanted = |part| parts.contains(&part);
+    if parts.iter().any(|part| *part != Part::Counted) {
+        let prepared = prepare(&lab, &machine, &peers)?;
+        let (host, device) = (&prepared.host, &prepared.device);
+        prepared.tell(&mut report)?;
+        if wanted(Part::Maps) {
+            say("numbers: maps for devices");
+            report.maps = maps::measure(host, device)?;
+        }
+        if wanted(Part::Calls) {
+            say("numbers: system calls");
+            report.calls = calls::measure(host, device, &programs)?;
+        }
+        if wanted(Part::Memory) {
+            say("numbers: memory");
+            report.memory = resident::measure(host, device, &programs)?;
+        }
+        if wanted(Part::Starts) {
+            say("numbers: starts, which takes some minutes");
+            report.starts = start::measure(host, device, &programs, rounds)?;
+        }
+        let host = prepared.host;
+        host.shutdown().at("power-off of the nested host")?;
+    }
+    if wanted(Part::Counted) {
+        say("numbers: starts on a host that counts instructions, which takes some minutes");
+        let counting = machine.counting_instructions();
+        let prepared = prepare(&lab, &counting, &peers)?;
+        let (host, device) = (&prepared.host, &prepared.device);
+        prepared.tell(&mut report)?;
+        report.rates = rates::measure(host, device, &programs)?;
+        report.counted = start::measure(host, device, &programs, COUNTED_ROUNDS)?;
+        let host = prepared.host;
+        host.shutdown().at("power-off of the nested host")?;
+    }
+    Ok(report)
+}
+
+/// A nested host with all that is measured in it.
+struct Prepared {
+    host: Host,
+    /// The versions of other monitors, by name.
+    versions: Vec<(String, String)>,
+    /// The address of the NVMe, which is VFIO's.
+    device: String,
+}
+
+impl Prepared {
+    /// Says in the report what runs here.
+    fn tell(&self, report: &mut Report) -> Result<(), NumbersError> {
+        let release = self.host.shell("uname -r").at("release of the kernel")?;
+        report.kernel = release.trim().to_owned();
+        report.peers.clone_from(&self.versions);
+        Ok(())
+    }
+}
+
+fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, NumbersError> {
+    let host = lab.boot(machine).at("boot of the nested host")?;
     install_probe(&host)?;
-    let qemu = program::install_qemu(&host)?;
-    let release = host.shell("uname -r").at("release of the kernel")?;
+    peer::install_airlock(&host)?;
+    let install = |peer: &Peer| Ok((peer.kind.to_string(), peer::install(&host, peer)?));
+    let versions = peers
+        .iter()
+        .map(install)
+        .collect::<Result<_, NumbersError>>()?;
     touch_memory(&host)?;
     host.bind_vfio(&[DISK]).at("the NVMe for VFIO")?;
     let device = host.address(DISK).at("address of the NVMe")?.to_string();
-
-    say("numbers: maps for devices");
-    let maps = maps::measure(&host, &device)?;
-    say("numbers: system calls");
-    let calls = calls::measure(&host, &device)?;
-    say("numbers: memory");
-    let memory = resident::measure(&host, &device)?;
-    say("numbers: starts, which takes some minutes");
-    let starts = start::measure(&host, &device, rounds)?;
-    host.shutdown().at("power-off of the nested host")?;
-    Ok(Report {
-        kernel: release.trim().to_owned(),
-        qemu,
-        rounds,
-        maps,
-        starts,
-        calls,
-        memory,
+    Ok(Prepared {
+        host,
+        versions,
+        device,
     })
 }
 
@@ -122,11 +215,17 @@ fn install_probe(host: &Host) -> Result<(), NumbersError> {
     Ok(())
 }
 
-/// The monitor ended well, and its guest had read by DMA what the disk holds.
+/// The monitor ended well.
 fn guest_was_well(step: &str, outcome: &Outcome) -> Result<(), NumbersError> {
-    if !outcome.success() {
-        return Err(HostError::Failed(Box::new(outcome.clone()))).at(step);
+    match outcome.success() {
+        true => Ok(()),
+        false => Err(HostError::Failed(Box::new(outcome.clone()))).at(step),
     }
+}
+
+/// The monitor ended well, and its guest had read by DMA what the disk holds.
+fn guest_has_read(step: &str, outcome: &Outcome) -> Result<(), NumbersError> {
+    guest_was_well(step, outcome)?;
     let markers = Markers::of(&outcome.lines);
     let read = markers.first("nvme-read");
     let read = read.ok_or_else(|| NumbersError::wrong(step, "the guest read nothing"))?;

@@ -3,7 +3,7 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::program::Program;
-use super::{Calls, GUEST_MIB, MapCost, Resident, Start};
+use super::{Calls, Chart, GUEST_MIB, MapCost, Rates, Resident, Spread, Start};
 
 /// What cloud-hypervisor makes to boot a guest with one NVMe in this lab: once
 /// counted by hand (August 2026), not in this run.
@@ -16,19 +16,25 @@ const GOAL_KIB: u64 = 5 << 10;
 /// How many kinds of requests are told by name.
 const REQUESTS: usize = 12;
 
-/// All that was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// All that was measured; what was not is empty.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// The release of the nested host's kernel.
     pub kernel: String,
-    /// QEMU's version.
-    pub qemu: String,
+    /// The versions of other monitors, by name.
+    pub peers: Vec<(String, String)>,
     /// How often each start counts.
     pub rounds: u32,
     /// Memory for devices.
     pub maps: Vec<MapCost>,
     /// From the start of a monitor to its guest's first instruction and read.
     pub starts: Vec<Start>,
+    /// How often each start counts where time is instructions.
+    pub counted_rounds: u32,
+    /// The same starts where each instruction takes a nanosecond.
+    pub counted: Vec<Start>,
+    /// Single accesses of guests, on the same host.
+    pub rates: Vec<Rates>,
     /// System calls of monitors.
     pub calls: Vec<Calls>,
     /// Memory of monitors.
@@ -37,20 +43,42 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let peers = self.peers.iter();
+        let peers: Vec<_> = peers
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
         writeln!(
             f,
-            "One nested host: 1 CPU, emulated, Linux {}; one NVMe; QEMU {} beside airlock.\n\
+            "One nested host: 1 CPU, emulated, Linux {}; one NVMe; beside airlock {}.\n\
              The same kernel, initrd, command line, memory and device for all.",
-            self.kernel, self.qemu
+            self.kernel,
+            peers.join(", ")
         )?;
-        self.show_maps(f)?;
-        self.show_starts(f)?;
-        self.show_calls(f)?;
-        self.show_memory(f)
+        if !self.maps.is_empty() {
+            self.show_maps(f)?;
+        }
+        if !self.starts.is_empty() {
+            self.show_starts(f)?;
+        }
+        if !self.counted.is_empty() {
+            self.show_counted(f)?;
+        }
+        if !self.calls.is_empty() {
+            self.show_calls(f)?;
+        }
+        if !self.memory.is_empty() {
+            self.show_memory(f)?;
+        }
+        Ok(())
     }
 }
 
 impl Report {
+    /// The start of the smallest guest with a device where time is instructions.
+    pub fn chart(&self) -> Chart<'_> {
+        Chart::new(&self.counted, GUEST_MIB)
+    }
+
     fn show_maps(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -76,41 +104,46 @@ impl Report {
     fn show_starts(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\nFrom the start of the process: ms, median (least-most) of {}, and times {}\n\
-             {:<9} {:<16} {:>21} {:>6} {:>23} {:>6}",
+            "\nFrom the start of the process: ms, median (least-most) of {}, and times {}",
             self.rounds,
             Program::BASE,
-            "guest",
-            "",
-            "first vCPU entry",
-            "",
-            "first NVMe read",
-            ""
         )?;
-        for start in &self.starts {
-            let same = |base: &&Start| {
-                base.program() == Program::BASE && base.memory_mib == start.memory_mib
-            };
-            let Some(base) = self.starts.iter().find(same) else {
-                continue;
-            };
-            writeln!(
-                f,
-                "{:<9} {:<16} {:>21} {:>6} {:>23} {:>6}",
-                format!("{} MiB", start.memory_mib),
-                start.program(),
-                start.entry,
-                times(start.entry.median, base.entry.median),
-                start.read,
-                times(start.read.median, base.read.median)
-            )?;
-        }
+        show_starts(f, &self.starts)?;
         let behind = self.starts.iter().filter_map(|start| start.behind_timeline);
         let most = behind.map(|behind| behind.max).fold(0.0, f64::max);
         writeln!(
             f,
-            "(seen from outside, at most {most:.1} ms after airlock's own time stamp of it)"
-        )
+            "(the entry is seen from outside, at most {most:.1} ms after airlock's own time stamp of it)"
+        )?;
+        Ok(())
+    }
+
+    fn show_counted(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\nFrom the start of the process where an instruction takes a nanosecond: ms, \
+             median (least-most) of {}",
+            self.counted_rounds
+        )?;
+        show_starts(f, &self.counted)?;
+        writeln!(
+            f,
+            "\nAn access that leaves the guest, on the same host: ns\n\
+             {:<18} {:>14} {:>16} {:>11} {:>12}",
+            "", "ECAM, constant", "ECAM, device's", "MSI-X read", "MSI-X write"
+        )?;
+        for rates in &self.rates {
+            writeln!(
+                f,
+                "{:<18} {:>14} {:>16} {:>11} {:>12}",
+                rates.program(),
+                rates.constant,
+                rates.passed,
+                rates.table_read,
+                rates.table_write
+            )?;
+        }
+        Ok(())
     }
 
     fn show_calls(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -133,6 +166,20 @@ impl Report {
                 calls.total
             )?;
         }
+        for calls in &self.calls {
+            for added in &calls.added {
+                writeln!(
+                    f,
+                    "{}: {} {} more add {} ioctl, {} of them run, and {} calls in all",
+                    calls.program(),
+                    added.count,
+                    added.what,
+                    added.ioctl,
+                    added.run,
+                    added.total
+                )?;
+            }
+        }
         let (name, ioctl, pread) = PEER;
         writeln!(
             f,
@@ -141,7 +188,7 @@ impl Report {
             "", "", "", ""
         )?;
         for calls in &self.calls {
-            if calls.program() == Program::Qemu {
+            if matches!(calls.program(), Program::Peer(_)) {
                 continue;
             }
             let verdict = verdict(calls.ioctl < GOAL_IOCTL && calls.pread < GOAL_PREAD);
@@ -167,12 +214,12 @@ impl Report {
         writeln!(
             f,
             "\nMemory beyond guest RAM after the guest's read: KiB (Pss), without BARs\n\
-             {:<18} {:>8} {:>18}",
-            "", "all", "of them no file's"
+             {:<18} {:>8} {:>18} {:>8} {:>13}",
+            "", "all", "of them no file's", "threads", "program, KiB"
         )?;
         for memory in &self.memory {
             let goal = match memory.program() {
-                Program::Qemu => String::new(),
+                Program::Peer(_) => String::new(),
                 Program::Airlock(_) => format!(
                     "  goal of less than {GOAL_KIB} {}",
                     verdict(memory.kib < GOAL_KIB)
@@ -180,22 +227,65 @@ impl Report {
             };
             writeln!(
                 f,
-                "{:<18} {:>8} {:>18}{goal}",
+                "{:<18} {:>8} {:>18} {:>8} {:>13}{goal}",
                 memory.program(),
                 memory.kib,
-                memory.anonymous_kib
+                memory.anonymous_kib,
+                memory.threads,
+                memory.file_kib
             )?;
         }
         Ok(())
     }
 }
 
+fn show_starts(f: &mut Formatter<'_>, starts: &[Start]) -> fmt::Result {
+    writeln!(
+        f,
+        "{:<15} {:<15} {:>18} {:>6} {:>18} {:>6} {:>18} {:>6} {:>20} {:>6}",
+        "guest", "", "first vCPU entry", "", "guest's init", "", "NVMe read", "", "ended", ""
+    )?;
+    for start in starts {
+        let same = |base: &&Start| {
+            base.program() == Program::BASE
+                && (base.memory_mib, base.device) == (start.memory_mib, start.device)
+        };
+        let Some(base) = starts.iter().find(same) else {
+            continue;
+        };
+        let device = if start.device { "NVMe" } else { "none" };
+        let guest = format!("{} MiB, {device}", start.memory_mib);
+        write!(f, "{guest:<15} {:<15}", start.program())?;
+        let times = |value: Spread, base: Spread| times(value.median, base.median);
+        for (value, base) in [(start.entry, base.entry), (start.init, base.init)] {
+            write!(f, " {value:>18} {:>6}", times(value, base))?;
+        }
+        match (start.read, base.read) {
+            (Some(value), Some(base)) => write!(f, " {value:>18} {:>6}", times(value, base))?,
+            _ => write!(f, " {:>18} {:>6}", "", "")?,
+        }
+        let (value, base) = (start.exit, base.exit);
+        writeln!(f, " {value:>20} {:>6}", times(value, base))?;
+    }
+    for start in starts.iter().filter(|start| start.device) {
+        let stamps = start.milestones.iter();
+        let stamps: Vec<_> = stamps
+            .map(|(name, at)| format!("{name} {:.0}", at.median))
+            .collect();
+        if !stamps.is_empty() {
+            let (memory, program) = (start.memory_mib, start.program());
+            writeln!(f, "{program}, {memory} MiB: {}", stamps.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
 /// With a tenth, for what takes a few milliseconds.
-struct Fine(super::Spread);
+struct Fine(Spread);
 
 impl fmt::Display for Fine {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let super::Spread { min, median, max } = self.0;
+        let Spread { min, median, max } = self.0;
         f.pad(&format!("{median:.1} ({min:.1}-{max:.1})"))
     }
 }
@@ -216,7 +306,7 @@ mod tests {
     fn an_order_of_magnitude_is_a_tenth() {
         assert_eq!((GOAL_IOCTL, GOAL_PREAD), (307, 71));
         assert_eq!(times(30.0, 12.0), "x2.50");
-        let spread = super::super::Spread::of(&[1.0, 2.25, 4.0]).unwrap();
+        let spread = Spread::of(&[1.0, 2.25, 4.0]).unwrap();
         assert_eq!(Fine(spread).to_string(), "2.2 (1.0-4.0)");
         assert!(verdict(true) != verdict(false));
     }

@@ -20,6 +20,10 @@ pub struct Resident {
     pub kib: u64,
     /// What of it is no file's, in KiB.
     pub anonymous_kib: u64,
+    /// Its threads.
+    pub threads: u64,
+    /// Its program's file, in KiB, without libraries.
+    pub file_kib: u64,
     /// The largest, by name.
     pub largest: Vec<(String, u64)>,
 }
@@ -38,28 +42,51 @@ impl Resident {
     pub(super) fn program(&self) -> Program {
         self.program
     }
+
+    /// Its threads and the bytes of its program, a line each.
+    fn with(mut self, counts: &str) -> Result<Self, String> {
+        let mut numbers = counts.lines().map(|line| line.trim().parse::<u64>());
+        let (Some(Ok(threads)), Some(Ok(bytes))) = (numbers.next(), numbers.next()) else {
+            return Err(format!("no threads and size: '{counts}'"));
+        };
+        self.threads = threads;
+        self.file_kib = bytes >> 10;
+        Ok(self)
+    }
 }
 
 /// Boots a guest on each monitor, and looks once the guest has read.
-pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<Resident>, NumbersError> {
+pub(super) fn measure(
+    host: &Host,
+    device: &str,
+    programs: &[Program],
+) -> Result<Vec<Resident>, NumbersError> {
     let measure = |program| {
         let step = format!("memory of {program}");
         let guest = Guest {
-            tasks: "nvme,hold,poweroff",
+            // Long enough for a look; not all monitors take input.
+            tasks: "nvme,nap,nap,nap,nap,nap,nap,nap,nap,poweroff",
             memory_mib: GUEST_MIB,
-            device: device.to_owned(),
+            device: Some(device.to_owned()),
+            initrd: None,
         };
         let start = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
         let mut process = host.start(&start).at(&step)?;
-        process.wait_line("lab: hold", STEP_LIMIT).at(&step)?;
+        process.wait_line("lab: nvme-read", STEP_LIMIT).at(&step)?;
         let smaps = host.shell(&format!("cat /proc/{}/smaps", process.pid()));
         let smaps = smaps.at(&step)?;
-        process.write(b"\n").at(&step)?;
+        let counts = host.shell(&format!(
+            "ls /proc/{}/task | wc -l; stat -Lc %s {}",
+            process.pid(),
+            program.file()
+        ));
+        let counts = counts.at(&step)?;
         let outcome = process.wait().at(&step)?;
-        super::guest_was_well(&step, &outcome)?;
-        of(program, &smaps).map_err(|reason| NumbersError::wrong(&step, reason))
+        super::guest_has_read(&step, &outcome)?;
+        let resident = of(program, &smaps).and_then(|resident| resident.with(&counts));
+        resident.map_err(|reason| NumbersError::wrong(&step, reason))
     };
-    Program::ALL.into_iter().map(measure).collect()
+    programs.iter().copied().map(measure).collect()
 }
 
 /// Sums up what is neither guest RAM nor a device's.
@@ -92,6 +119,8 @@ fn of(program: Program, smaps: &str) -> Result<Resident, String> {
         program,
         kib,
         anonymous_kib,
+        threads: 0,
+        file_kib: 0,
         largest: largest.map(|mapping| (mapping.name, mapping.pss)).collect(),
     })
 }
@@ -143,6 +172,7 @@ fn parse(smaps: &str) -> Vec<Mapping> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerKind;
     use super::*;
     use crate::Backend;
 
@@ -183,8 +213,8 @@ Anonymous:            40 kB
     #[test]
     fn other_ram_than_the_guests_is_refused() {
         let half = SMAPS.replace("Size:             524288 kB", "Size:             262144 kB");
-        let error = of(Program::Qemu, &half).unwrap_err();
+        let error = of(Program::Peer(PeerKind::Qemu), &half).unwrap_err();
         assert!(error.contains("262144 KiB"), "{error}");
-        assert!(of(Program::Qemu, "").is_err());
+        assert!(of(Program::Peer(PeerKind::Qemu), "").is_err());
     }
 }

@@ -9,10 +9,10 @@ use super::spread::Spread;
 use super::{PROBE, STEP_LIMIT};
 use crate::host::{Host, Outcome, Step};
 use crate::markers::Markers;
-use crate::timeline::Timeline;
+use crate::timeline::{Point, Timeline};
 
-/// The guests that are booted.
-const SIZES_MIB: [u64; 3] = [512, 2048, 4096];
+/// The guests that are booted: their memory in MiB, and whether they have the device.
+const GUESTS: [(u64, bool); 4] = [(512, false), (512, true), (2048, true), (4096, true)];
 
 const TIMELINE: &str = "/run/lab/numbers-timeline.json";
 /// What the watcher writes before its answer.
@@ -26,51 +26,107 @@ pub struct Start {
     program: Program,
     /// Of guest RAM.
     pub memory_mib: u64,
+    /// Whether an NVMe was assigned.
+    pub device: bool,
     /// Until its first vCPU had been in the guest.
     pub entry: Spread,
+    /// Until the guest's first program ran.
+    pub init: Spread,
     /// Until the guest had read a block of the assigned NVMe.
-    pub read: Spread,
+    pub read: Option<Spread>,
+    /// Until the guest had switched itself off and the monitor had ended.
+    pub exit: Spread,
     /// How much later than airlock itself the watcher saw the entry.
     pub behind_timeline: Option<Spread>,
+    /// airlock's own time stamps, in order.
+    pub milestones: Vec<(String, Spread)>,
 }
 
 impl Start {
     pub(super) fn program(&self) -> Program {
         self.program
     }
+
+    #[cfg(test)]
+    pub(super) fn for_test(memory_mib: u64, device: bool, ends: [Spread; 4]) -> Self {
+        let [entry, init, read, exit] = ends;
+        Self {
+            program: Program::BASE,
+            memory_mib,
+            device,
+            entry,
+            init,
+            read: Some(read),
+            exit,
+            behind_timeline: None,
+            milestones: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Samples {
     entry: Vec<f64>,
+    init: Vec<f64>,
     read: Vec<f64>,
+    exit: Vec<f64>,
     behind: Vec<f64>,
+    milestones: Vec<(String, Vec<f64>)>,
 }
 
-/// Boots each size on each monitor, in turns, `rounds` times after one that
+impl Samples {
+    fn add(&mut self, one: One) {
+        self.entry.push(one.entry);
+        self.init.push(one.init);
+        self.read.extend(one.read);
+        self.exit.push(one.exit);
+        self.behind.extend(one.behind);
+        for (name, ms) in one.milestones {
+            match self.milestones.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, all)) => all.push(ms),
+                None => self.milestones.push((name, vec![ms])),
+            }
+        }
+    }
+
+    fn milestones(self) -> Vec<(String, Spread)> {
+        let spread = |(name, ms): (String, Vec<f64>)| Some((name, Spread::of(&ms)?));
+        self.milestones.into_iter().filter_map(spread).collect()
+    }
+}
+
+/// Boots each guest on each monitor, in turns, `rounds` times after one that
 /// does not count.
-pub(super) fn measure(host: &Host, device: &str, rounds: u32) -> Result<Vec<Start>, NumbersError> {
+pub(super) fn measure(
+    host: &Host,
+    device: &str,
+    programs: &[Program],
+    rounds: u32,
+) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
-    for memory_mib in SIZES_MIB {
+    for (memory_mib, with_device) in GUESTS {
         let guest = Guest {
-            tasks: "nvme,poweroff",
+            tasks: if with_device {
+                "nvme,poweroff"
+            } else {
+                "poweroff"
+            },
             memory_mib,
-            device: device.to_owned(),
+            device: with_device.then(|| device.to_owned()),
+            initrd: None,
         };
-        let mut samples: [Samples; 3] = Default::default();
+        let mut samples: Vec<_> = programs.iter().map(|_| Samples::default()).collect();
         for round in 0..=rounds {
-            for (program, samples) in Program::ALL.into_iter().zip(&mut samples) {
+            for (program, samples) in programs.iter().copied().zip(&mut samples) {
                 let step = format!("start of {program} with {memory_mib} MiB, round {round}");
                 let one = boot(host, &step, &guest, program)?;
                 if round == 0 {
                     continue;
                 }
-                samples.entry.push(one.entry);
-                samples.read.push(one.read);
-                samples.behind.extend(one.behind);
+                samples.add(one);
             }
         }
-        for (program, samples) in Program::ALL.into_iter().zip(samples) {
+        for (program, samples) in programs.iter().copied().zip(samples) {
             let step = format!("start of {program} with {memory_mib} MiB");
             let spread = |samples: &[f64]| {
                 Spread::of(samples).ok_or_else(|| NumbersError::wrong(&step, "no round counts"))
@@ -78,9 +134,13 @@ pub(super) fn measure(host: &Host, device: &str, rounds: u32) -> Result<Vec<Star
             all.push(Start {
                 program,
                 memory_mib,
+                device: with_device,
                 entry: spread(&samples.entry)?,
-                read: spread(&samples.read)?,
+                init: spread(&samples.init)?,
+                read: Spread::of(&samples.read),
+                exit: spread(&samples.exit)?,
                 behind_timeline: Spread::of(&samples.behind),
+                milestones: samples.milestones(),
             });
         }
     }
@@ -89,37 +149,55 @@ pub(super) fn measure(host: &Host, device: &str, rounds: u32) -> Result<Vec<Star
 
 struct One {
     entry: f64,
-    read: f64,
+    init: f64,
+    read: Option<f64>,
+    exit: f64,
     behind: Option<f64>,
+    milestones: Vec<(String, f64)>,
 }
 
 fn boot(host: &Host, step: &str, guest: &Guest, program: Program) -> Result<One, NumbersError> {
     let command = match program {
         Program::Airlock(backend) => guest.argv_with_timeline(backend, TIMELINE),
-        Program::Qemu => guest.argv(program),
+        Program::Peer(_) => guest.argv(program),
     };
     // At once when it's time to look, but not the monitor that it starts.
     let watcher = ["chrt", "--reset-on-fork", "--fifo", "1"];
     let words = watcher.into_iter().chain([PROBE, "inside", "watch", "--"]);
     let words = words.map(str::to_owned).chain(command);
     let outcome = host.run(&Step::argv(words).limit(STEP_LIMIT)).at(step)?;
-    super::guest_was_well(step, &outcome)?;
     let wrong = |reason: String| NumbersError::wrong(step, reason);
     let watched = answer(&outcome).map_err(wrong)?;
-    let first_read = read_after(&outcome, watched.started).map_err(wrong)?;
-    let behind = match program {
+    let after = |marker| marker_after(&outcome, marker, watched.started).map_err(wrong);
+    let read = match &guest.device {
+        Some(_) => {
+            super::guest_has_read(step, &outcome)?;
+            Some(after("nvme-first-read")?)
+        }
+        None => {
+            super::guest_was_well(step, &outcome)?;
+            None
+        }
+    };
+    let own = match program {
         Program::Airlock(_) => {
             let text = host
                 .shell(&format!("cat {TIMELINE}; rm {TIMELINE}"))
                 .at(step)?;
-            Some(behind(watched, &text).map_err(wrong)?)
+            Some(Timeline::parse(&text).map_err(|error| wrong(error.to_string()))?)
         }
-        Program::Qemu => None,
+        Program::Peer(_) => None,
     };
+    let behind = own.as_ref().map(|own| behind(watched, own)).transpose();
+    let stamp = |point: &Point| (point.name.clone(), milliseconds(watched.started, point.ns));
+    let milestones = own.iter().flat_map(Timeline::points).map(stamp).collect();
     Ok(One {
         entry: milliseconds(watched.started, watched.entered),
-        read: first_read,
-        behind,
+        init: after("init")?,
+        read,
+        exit: milliseconds(watched.started, watched.ended),
+        behind: behind.map_err(wrong)?,
+        milestones,
     })
 }
 
@@ -131,22 +209,21 @@ fn answer(outcome: &Outcome) -> Result<Watched, String> {
         .find_map(|line| line.strip_prefix(ANSWER));
     let line = line.ok_or("the watcher saw nothing")?;
     let watched: Watched = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    if watched.entered <= watched.started {
+    if watched.entered <= watched.started || watched.ended <= watched.entered {
         return Err(format!("the guest ran before its monitor: {watched:?}"));
     }
     Ok(watched)
 }
 
-fn read_after(outcome: &Outcome, started: u64) -> Result<f64, String> {
+fn marker_after(outcome: &Outcome, name: &str, started: u64) -> Result<f64, String> {
     let markers = Markers::of(&outcome.lines);
-    let marker = markers.first("nvme-first-read");
-    let marker = marker.ok_or("the guest never told of its first read")?;
+    let marker = markers.first(name);
+    let marker = marker.ok_or_else(|| format!("the guest never said '{name}'"))?;
     Ok(milliseconds(started, marker.ns))
 }
 
 /// How much later than airlock the watcher saw the entry, in milliseconds.
-fn behind(watched: Watched, timeline: &str) -> Result<f64, String> {
-    let timeline = Timeline::parse(timeline).map_err(|error| error.to_string())?;
+fn behind(watched: Watched, timeline: &Timeline) -> Result<f64, String> {
     let own = timeline.ns("first-vcpu-entry");
     let own = own.ok_or("airlock's timeline has no first vCPU entry")?;
     let behind = milliseconds(own, watched.entered);
@@ -172,10 +249,13 @@ mod tests {
     const WATCHED: Watched = Watched {
         started: 1_000_000,
         entered: 9_000_000,
+        ended: 20_000_000,
     };
 
-    fn timeline(ns: u64) -> String {
-        format!(r#"{{"events":[{{"name":"first-vcpu-entry","monotonic_ns":{ns}}}]}}"#)
+    fn timeline(ns: u64) -> Timeline {
+        let mut timeline = Timeline::default();
+        timeline.add("first-vcpu-entry", ns);
+        timeline
     }
 
     #[test]
@@ -183,7 +263,6 @@ mod tests {
         assert_eq!(behind(WATCHED, &timeline(7_500_000)), Ok(1.5));
         let error = behind(WATCHED, &timeline(9_500_000)).unwrap_err();
         assert!(error.contains("0.5 ms before"), "{error}");
-        assert!(behind(WATCHED, r#"{"events":[]}"#).is_err());
-        assert!(behind(WATCHED, "").is_err());
+        assert!(behind(WATCHED, &Timeline::default()).is_err());
     }
 }

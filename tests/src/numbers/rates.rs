@@ -1,0 +1,71 @@
+//! How long an access takes that leaves the guest.
+
+use serde::Serialize;
+
+use super::error::{At, NumbersError};
+use super::program::{Guest, Program};
+use super::{GUEST_MIB, STEP_LIMIT};
+use crate::binaries::{GUEST_PCI, build_static};
+use crate::cache::Cache;
+use crate::host::{Host, Step};
+use crate::markers::Markers;
+
+/// Single accesses on one monitor, in nanoseconds each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rates {
+    /// Which.
+    program: Program,
+    /// A read of config space by ECAM that never changes.
+    pub constant: u64,
+    /// One of a register that is the device's.
+    pub passed: u64,
+    /// A read of the MSI-X table, which is in use.
+    pub table_read: u64,
+    /// A write there, to a vector that is masked.
+    pub table_write: u64,
+}
+
+impl Rates {
+    pub(super) fn program(&self) -> Program {
+        self.program
+    }
+}
+
+/// Boots a guest on each monitor that measures them with `guest-pci rates`.
+pub(super) fn measure(
+    host: &Host,
+    device: &str,
+    programs: &[Program],
+) -> Result<Vec<Rates>, NumbersError> {
+    let step = "the guests' initramfs with guest-pci in it";
+    let tool = build_static(&Cache::open()?, GUEST_PCI)
+        .map_err(|error| NumbersError::wrong(step, error.to_string()))?;
+    let tasks = "task_rates() {\nguest-pci rates 1b36:0010\n}\n";
+    let initrd = host.guest_initrd("rates.cpio", &[(GUEST_PCI, &tool)], tasks);
+    let initrd = initrd.at(step)?;
+    let measure = |program| {
+        let step = format!("single accesses on {program}");
+        let guest = Guest {
+            // The driver is there once a block has been read.
+            tasks: "nvme,rates,poweroff",
+            memory_mib: GUEST_MIB,
+            device: Some(device.to_owned()),
+            initrd: Some(initrd.clone()),
+        };
+        let run = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
+        let outcome = host.run(&run).at(&step)?;
+        super::guest_has_read(&step, &outcome)?;
+        let markers = Markers::of(&outcome.lines);
+        let rates = markers.first("rates").and_then(|marker| {
+            Some(Rates {
+                program,
+                constant: marker.number("constant")?,
+                passed: marker.number("passed")?,
+                table_read: marker.number("table-read")?,
+                table_write: marker.number("table-write")?,
+            })
+        });
+        rates.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no rates"))
+    };
+    programs.iter().copied().map(measure).collect()
+}
