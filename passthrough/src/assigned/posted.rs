@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use devices::pci::{BarDecode, BarIndex};
 
+use crate::bar::address_of;
 use crate::config::MsixCapability;
 use crate::ports::{MemoryMapper, MemoryMapping};
 
@@ -40,8 +41,8 @@ impl PostedTable {
 
     /// These BARs answer now. Where the table does no longer, nothing is late.
     pub(super) fn answers(&mut self, answering: &[BarDecode]) {
-        let bar = answering.iter().find(|decode| decode.bar.index == self.bar);
-        self.place = bar.and_then(|bar| bar.address.checked_add(self.offset));
+        let bar = address_of(answering, self.bar);
+        self.place = bar.and_then(|address| address.checked_add(self.offset));
         if self.asked != self.place {
             self.ask(None);
         }

@@ -178,7 +178,8 @@ fn emulated(index: BarIndex, msix: Option<&MsixCapability>) -> Vec<(RegionArea, 
     .collect()
 }
 
-fn address_of(decoded: &[BarDecode], index: BarIndex) -> Option<u64> {
+/// Where a BAR is decoded, if it is.
+pub(crate) fn address_of(decoded: &[BarDecode], index: BarIndex) -> Option<u64> {
     let found = decoded.iter().find(|decode| decode.bar.index == index);
     found.map(|decode| decode.address)
 }

@@ -5,6 +5,6 @@ mod bars;
 mod layout;
 mod mapping;
 
-pub(crate) use bars::Bars;
+pub(crate) use bars::{Bars, address_of};
 pub(crate) use layout::{BarLayout, Emulated, pieces};
 pub(crate) use mapping::{BarMapping, DirectMemory};

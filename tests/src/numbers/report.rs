@@ -114,8 +114,7 @@ impl Report {
         writeln!(
             f,
             "(the entry is seen from outside, at most {most:.1} ms after airlock's own time stamp of it)"
-        )?;
-        Ok(())
+        )
     }
 
     fn show_counted(&self, f: &mut Formatter<'_>) -> fmt::Result {

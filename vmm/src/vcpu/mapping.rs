@@ -9,10 +9,16 @@ use vmm_sys_util::signal::SIGRTMIN;
 /// # Errors
 /// The kernel's, when `size` is not that of the mapping.
 pub(crate) fn keep_from_children(vcpu: &mut VcpuFd, size: usize) -> Result<(), Error> {
+    // The vCPU's mapping begins there and is as long as KVM says.
     let start = std::ptr::from_mut(vcpu.get_kvm_run()).cast();
-    // SAFETY: the vCPU's mapping begins there and is as long as KVM says. The
-    // advice changes nothing of this process's own memory.
-    match unsafe { libc::madvise(start, size, libc::MADV_DONTFORK) } {
+    keep_range_from_children(start, size)
+}
+
+/// Keeps a mapping of KVM's out of child processes.
+pub(super) fn keep_range_from_children(start: *mut u8, size: usize) -> Result<(), Error> {
+    // SAFETY: the advice changes nothing of this process's own memory, whatever
+    // is mapped there; the kernel refuses a range that isn't.
+    match unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTFORK) } {
         0 => Ok(()),
         _ => Err(Error::last()),
     }

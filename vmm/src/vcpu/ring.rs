@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
 use kvm_ioctls::VcpuFd;
 
+use super::mapping;
 use crate::sys;
 
 /// A write of the guest's that waits in the ring.
@@ -73,12 +74,8 @@ impl Ring {
             _ => return Err(io::Error::last_os_error()),
         };
         let ring = Self { page, size };
-        // SAFETY: the mapping is the one just made. The advice changes nothing
-        // of this process's own memory.
-        match unsafe { libc::madvise(page.as_ptr().cast(), size, libc::MADV_DONTFORK) } {
-            0 => Ok(ring),
-            _ => Err(io::Error::last_os_error()),
-        }
+        mapping::keep_range_from_children(page.as_ptr(), size)?;
+        Ok(ring)
     }
 
     /// Whether every write that had come in has been carried out.
