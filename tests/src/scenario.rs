@@ -24,9 +24,8 @@ pub fn scenario(machine: &Machine, body: impl Fn(&Host) -> Result<(), HostError>
     }
 }
 
-/// How often a scenario is tried again when it hangs, and when QEMU itself dies:
-/// 7.2 loses about one in ten of the hosts with two CPUs, so that one more try
-/// would leave one run of all scenarios in ten without a result.
+/// How often a scenario is tried again when it hangs, and when the nested host
+/// dies: QEMU 7.2 loses some of those with two CPUs, see [`Machine::cpus`].
 const AFTER_A_HANG: usize = 1;
 const AFTER_A_LOSS: usize = 2;
 
