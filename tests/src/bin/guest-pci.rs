@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use lab::guest::{self, Function, GuestError};
 
 const USAGE: &str = "one of
+  guest-pci disk FILE
   guest-pci doors FUNCTION
   guest-pci ends FUNCTION BAR
   guest-pci peer EDU FUNCTION BAR
@@ -15,6 +16,7 @@ const USAGE: &str = "one of
   guest-pci sleep FUNCTION REGISTER
   guest-pci stray EDU ADDRESS
   guest-pci swap FUNCTION FUNCTION BAR
+  guest-pci vectors FUNCTION COUNT
   guest-pci wander FUNCTION REGISTER";
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<(), GuestError> {
     let find = Function::find;
     match words {
+        ["disk", file] => guest::disk(file.as_ref()),
         ["doors", function] => guest::doors(&find(function)?),
         ["ends", function, bar] => guest::ends(&find(function)?, number(bar)?),
         ["peer", edu, target, bar] => guest::peer(&find(edu)?, &find(target)?, number(bar)?),
@@ -49,6 +52,7 @@ fn run(words: &[&str]) -> Result<(), GuestError> {
         ["rates", function] => guest::rates(&find(function)?),
         ["sleep", function, register] => guest::sleep(&find(function)?, number(register)?),
         ["swap", one, other, bar] => guest::swap(find(one)?, find(other)?, number(bar)?),
+        ["vectors", function, count] => guest::vectors(&find(function)?, number(count)?),
         ["wander", function, register] => guest::wander(find(function)?, number(register)?),
         _ => Err(GuestError::Unexpected(USAGE.to_owned())),
     }

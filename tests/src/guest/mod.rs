@@ -5,6 +5,7 @@
 //! It reads and writes as a driver in user space would: config space and ports
 //! through sysfs, memory through `/dev/mem`.
 
+mod disk;
 mod dma;
 mod doors;
 mod ends;
@@ -14,7 +15,9 @@ mod ports;
 mod rates;
 mod shuffle;
 mod sleep;
+mod vectors;
 
+pub use disk::disk;
 pub use dma::{peer, stray};
 pub use doors::doors;
 pub use ends::ends;
@@ -24,6 +27,7 @@ pub use ports::ports;
 pub use rates::rates;
 pub use shuffle::{swap, wander};
 pub use sleep::sleep;
+pub use vectors::vectors;
 
 use std::path::PathBuf;
 use std::{fs, io};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::{At, NumbersError};
 use super::program::{Guest, Program};
 use super::{GUEST_MIB, STEP_LIMIT};
-use crate::host::{Host, Step};
+use crate::host::{Host, Outcome, Step};
 
 /// What guests do besides, how often their tasks do it without being told, and the
 /// tasks.
@@ -76,7 +76,7 @@ impl Calls {
     }
 
     /// What `more` has besides, of a guest that did `what` so often besides.
-    fn add(&mut self, (what, count): (&'static str, u64), more: &Self) {
+    pub(super) fn add(&mut self, (what, count): (&'static str, u64), more: &Self) {
         let added = |more: u64, before: u64| more.cast_signed() - before.cast_signed();
         self.added.push(Added {
             what,
@@ -115,20 +115,8 @@ pub(super) fn measure(
             device: Some(device.to_owned()),
             initrd: None,
         };
-        let words = [
-            "strace", "-f", "-y", "-s", "0", "-e", "kvm=vcpu", "-o", TRACE,
-        ];
-        let argv = words
-            .map(str::to_owned)
-            .into_iter()
-            .chain(guest.argv(program));
-        let outcome = host.run(&Step::argv(argv).limit(STEP_LIMIT)).at(&step)?;
-        super::guest_has_read(&step, &outcome)?;
-        host.shell(&format!("mv {TRACE} /run/lab/work/trace"))
-            .at(&step)?;
-        let path = host.work_directory().join("trace");
-        let trace = fs::read_to_string(&path).map_err(NumbersError::file(&path))?;
-        of(program, &trace).map_err(|reason| NumbersError::wrong(&step, reason))
+        let has_read = |outcome: &_| super::guest_has_read(&step, outcome);
+        trace(host, program, &guest, &step, has_read)
     };
     let measure = |program| {
         let mut calls = trace(program, "nvme,poweroff")?;
@@ -138,6 +126,30 @@ pub(super) fn measure(
         Ok(calls)
     };
     programs.iter().copied().map(measure).collect()
+}
+
+/// Boots a guest below `strace`; `check` says whether it did what it was to.
+pub(super) fn trace(
+    host: &Host,
+    program: Program,
+    guest: &Guest,
+    step: &str,
+    check: impl FnOnce(&Outcome) -> Result<(), NumbersError>,
+) -> Result<Calls, NumbersError> {
+    let words = [
+        "strace", "-f", "-y", "-s", "0", "-e", "kvm=vcpu", "-o", TRACE,
+    ];
+    let argv = words
+        .map(str::to_owned)
+        .into_iter()
+        .chain(guest.argv(program));
+    let outcome = host.run(&Step::argv(argv).limit(STEP_LIMIT)).at(step)?;
+    check(&outcome)?;
+    host.shell(&format!("mv {TRACE} /run/lab/work/trace"))
+        .at(step)?;
+    let path = host.work_directory().join("trace");
+    let trace = fs::read_to_string(&path).map_err(NumbersError::file(&path))?;
+    of(program, &trace).map_err(|reason| NumbersError::wrong(step, reason))
 }
 
 /// Adds up the lines of a trace.

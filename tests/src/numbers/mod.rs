@@ -13,29 +13,36 @@
 mod calls;
 mod chart;
 mod error;
+mod exits;
 pub mod inside;
 mod maps;
 mod peer;
 mod program;
 mod rates;
+mod reads;
 mod report;
 mod resident;
 mod spread;
 mod start;
+mod tool;
+mod vectors;
 
 use std::time::Duration;
 use std::{env, fs};
 
-pub use calls::Calls;
+pub use calls::{Added, Calls};
 pub use chart::Chart;
 pub use error::NumbersError;
+pub use exits::Exits;
 pub use maps::{MapCost, Pages};
 pub use peer::{Peer, PeerKind};
 pub use rates::Rates;
+pub use reads::Reads;
 pub use report::Report;
 pub use resident::Resident;
 pub use spread::Spread;
 pub use start::Start;
+pub use vectors::{VectorCalls, VectorTime, VectorTimes};
 
 use clap::ValueEnum;
 
@@ -67,19 +74,25 @@ const STEP_LIMIT: Duration = Duration::from_secs(240);
 /// This command in the nested host.
 const PROBE: &str = "/run/lab/numbers";
 const DISK: &str = "disk";
+/// A network card.
+const NIC: &str = "nic";
+/// Another NVMe, which has as many MSI-X vectors as a function may.
+const MANY: &str = "many";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// Memory that is mapped for a device
     Maps,
-    /// System calls
+    /// System calls, and why vCPUs leave the guest
     Calls,
+    /// Reads and round trips of guests, beside the nested host's own
+    Reads,
     /// Memory, threads and size of the process
     Memory,
     /// Starts, in time as it goes by
     Starts,
-    /// Starts and single accesses, where an instruction takes a nanosecond
+    /// Starts, vectors and single accesses, where an instruction takes a nanosecond
     Counted,
 }
 
@@ -99,7 +112,9 @@ pub fn measure(
     let machine = Machine::new("numbers")
         .kernel(kernel)
         .memory_mib(HOST_MIB)
-        .device(Device::nvme(DISK, disk()));
+        .device(Device::nvme(DISK, disk()))
+        .device(Device::e1000e(NIC))
+        .device(Device::nvme(MANY, disk()).property("msix_qsize=2048"));
     let mut peers = peers.to_vec();
     if peers.iter().all(|peer| peer.kind != PeerKind::Qemu) {
         peers.insert(0, Peer::qemu());
@@ -115,6 +130,7 @@ pub fn measure(
         let prepared = prepare(&lab, &machine, &peers)?;
         let (host, device) = (&prepared.host, &prepared.device);
         prepared.tell(&mut report)?;
+        let many = host.address(MANY).at("address of the second NVMe")?;
         if wanted(Part::Maps) {
             say("numbers: maps for devices");
             report.maps = maps::measure(host, device)?;
@@ -122,6 +138,12 @@ pub fn measure(
         if wanted(Part::Calls) {
             say("numbers: system calls");
             report.calls = calls::measure(host, device, &programs)?;
+            report.exits = exits::measure(host, device, &programs)?;
+            report.vector_calls = vectors::calls(host, &many.to_string(), &programs)?;
+        }
+        if wanted(Part::Reads) {
+            say("numbers: reads and round trips");
+            report.reads = reads::measure(host, DISK, NIC, &programs)?;
         }
         if wanted(Part::Memory) {
             say("numbers: memory");
@@ -140,7 +162,9 @@ pub fn measure(
         let prepared = prepare(&lab, &counting, &peers)?;
         let (host, device) = (&prepared.host, &prepared.device);
         prepared.tell(&mut report)?;
+        let many = host.address(MANY).at("address of the second NVMe")?;
         report.rates = rates::measure(host, device, &programs)?;
+        report.vector_times = vectors::times(host, &many.to_string(), &programs)?;
         report.counted = start::measure(host, device, &programs, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
@@ -177,7 +201,8 @@ fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, Num
         .map(install)
         .collect::<Result<_, NumbersError>>()?;
     touch_memory(&host)?;
-    host.bind_vfio(&[DISK]).at("the NVMe for VFIO")?;
+    host.bind_vfio(&[DISK, NIC, MANY])
+        .at("the devices for VFIO")?;
     let device = host.address(DISK).at("address of the NVMe")?.to_string();
     Ok(Prepared {
         host,

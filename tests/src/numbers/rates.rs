@@ -4,9 +4,7 @@ use serde::Serialize;
 
 use super::error::{At, NumbersError};
 use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT};
-use crate::binaries::{GUEST_PCI, build_static};
-use crate::cache::Cache;
+use super::{GUEST_MIB, STEP_LIMIT, tool};
 use crate::host::{Host, Step};
 use crate::markers::Markers;
 
@@ -37,12 +35,8 @@ pub(super) fn measure(
     device: &str,
     programs: &[Program],
 ) -> Result<Vec<Rates>, NumbersError> {
-    let step = "the guests' initramfs with guest-pci in it";
-    let tool = build_static(&Cache::open()?, GUEST_PCI)
-        .map_err(|error| NumbersError::wrong(step, error.to_string()))?;
     let tasks = "task_rates() {\nguest-pci rates 1b36:0010\n}\n";
-    let initrd = host.guest_initrd("rates.cpio", &[(GUEST_PCI, &tool)], tasks);
-    let initrd = initrd.at(step)?;
+    let initrd = tool::initrd(host, "rates.cpio", tasks)?;
     let measure = |program| {
         let step = format!("single accesses on {program}");
         let guest = Guest {

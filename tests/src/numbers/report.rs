@@ -3,7 +3,10 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::program::Program;
-use super::{Calls, Chart, GUEST_MIB, MapCost, Rates, Resident, Spread, Start};
+use super::{
+    Calls, Chart, Exits, GUEST_MIB, MapCost, Rates, Reads, Resident, Spread, Start, VectorCalls,
+    VectorTimes, exits, reads, vectors,
+};
 
 /// What cloud-hypervisor makes to boot a guest with one NVMe in this lab: once
 /// counted by hand (August 2026), not in this run.
@@ -13,6 +16,8 @@ const GOAL_IOCTL: u64 = PEER.1.div_ceil(10);
 const GOAL_PREAD: u64 = PEER.2.div_ceil(10);
 /// Memory beyond guest RAM with one device, in KiB.
 const GOAL_KIB: u64 = 5 << 10;
+/// How far two rounds may be apart where time is instructions, of what they measure.
+const AGREE: f64 = 0.02;
 /// How many kinds of requests are told by name.
 const REQUESTS: usize = 12;
 
@@ -35,6 +40,14 @@ pub struct Report {
     pub counted: Vec<Start>,
     /// Single accesses of guests, on the same host.
     pub rates: Vec<Rates>,
+    /// Vectors by their number, on the same host.
+    pub vector_times: Vec<VectorTimes>,
+    /// What guests get of their devices.
+    pub reads: Vec<Reads>,
+    /// Exits of guests.
+    pub exits: Vec<Exits>,
+    /// System calls for vectors by their number.
+    pub vector_calls: Vec<VectorCalls>,
     /// System calls of monitors.
     pub calls: Vec<Calls>,
     /// Memory of monitors.
@@ -65,6 +78,15 @@ impl fmt::Display for Report {
         }
         if !self.calls.is_empty() {
             self.show_calls(f)?;
+        }
+        if !self.exits.is_empty() {
+            exits::show(f, &self.exits)?;
+        }
+        if !self.vector_calls.is_empty() {
+            vectors::show_calls(f, &self.vector_calls)?;
+        }
+        if !self.reads.is_empty() {
+            reads::show(f, &self.reads)?;
         }
         if !self.memory.is_empty() {
             self.show_memory(f)?;
@@ -125,6 +147,23 @@ impl Report {
             self.counted_rounds
         )?;
         show_starts(f, &self.counted)?;
+        if let Some((most, start, what)) = self
+            .counted
+            .iter()
+            .filter_map(Start::most_apart)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+        {
+            writeln!(
+                f,
+                "(rounds differ by at most {:.1} %, or a millisecond, at which the watcher looks: goal \
+                 of {:.0} % {}; most for {what} of {}, {} MiB)",
+                most * 100.0,
+                AGREE * 100.0,
+                verdict(most <= AGREE),
+                start.program(),
+                start.memory_mib
+            )?;
+        }
         writeln!(
             f,
             "\nAn access that leaves the guest, on the same host: ns\n\
@@ -142,7 +181,7 @@ impl Report {
                 rates.table_write
             )?;
         }
-        Ok(())
+        vectors::show_times(f, &self.vector_times)
     }
 
     fn show_calls(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -289,7 +328,7 @@ impl fmt::Display for Fine {
     }
 }
 
-fn times(value: f64, base: f64) -> String {
+pub(super) fn times(value: f64, base: f64) -> String {
     format!("x{:.2}", value / base)
 }
 

@@ -15,6 +15,8 @@ use crate::timeline::{Point, Timeline};
 const GUESTS: [(u64, bool); 4] = [(512, false), (512, true), (2048, true), (4096, true)];
 
 const TIMELINE: &str = "/run/lab/numbers-timeline.json";
+/// How exact the watcher is, in milliseconds.
+const WATCHED_MS: f64 = 1.0;
 /// What the watcher writes before its answer.
 pub(super) const ANSWER: &str = "watched: ";
 
@@ -45,6 +47,25 @@ pub struct Start {
 impl Start {
     pub(super) fn program(&self) -> Program {
         self.program
+    }
+
+    /// How far rounds are apart at most, as a part of what they measure, where, and at
+    /// what. What the watcher sees is right to a millisecond only.
+    pub(super) fn most_apart(&self) -> Option<(f64, &Self, &'static str)> {
+        let ends = [
+            ("the first entry", Some(self.entry)),
+            ("the guest's init", Some(self.init)),
+            ("the first read", self.read),
+            ("the end", Some(self.exit)),
+        ];
+        let apart = |(what, spread): (&'static str, Option<Spread>)| {
+            let spread = spread?;
+            let apart = spread.max - spread.min;
+            let seen = if apart <= WATCHED_MS { 0.0 } else { apart };
+            Some((seen / spread.median, self, what))
+        };
+        let all = ends.into_iter().filter_map(apart);
+        all.max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     #[cfg(test)]
@@ -256,6 +277,20 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.add("first-vcpu-entry", ns);
         timeline
+    }
+
+    #[test]
+    fn rounds_are_told_apart_beyond_what_the_watcher_sees() {
+        let spread = |min: f64, max: f64| Spread::of(&[min, max]).unwrap();
+        let ends = [
+            spread(7.0, 8.0),
+            spread(99.0, 101.0),
+            spread(200.0, 202.0),
+            spread(400.0, 400.5),
+        ];
+        let start = Start::for_test(512, true, ends);
+        let (apart, _, what) = start.most_apart().unwrap();
+        assert_eq!((apart, what), (0.02, "the guest's init"));
     }
 
     #[test]
