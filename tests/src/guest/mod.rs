@@ -1,6 +1,6 @@
 //! What runs in guests besides busybox: a program that does to PCI functions
 //! what a shell can't, because it takes two CPUs at once or an access of an
-//! exact width. See `guest-pci` for its commands.
+//! exact width, and times accesses and reads. See `guest-pci` for its commands.
 //!
 //! It reads and writes as a driver in user space would: config space and ports
 //! through sysfs, memory through `/dev/mem`.

@@ -26,7 +26,7 @@ task_trips() {
     ip link set eth0 up
     await link grep -q 1 /sys/class/net/eth0/carrier || return
     mean=$(ping -A -q -c TRIPS -W 5 10.0.2.2 | sed -n 's|.*min/avg/max = [^/]*/\([0-9]*\)\.\([0-9]*\)/.*|\1\2|p')
-    marker trips "us=${mean#0}"
+    marker trips "us=$mean"
 }
 "#;
 
