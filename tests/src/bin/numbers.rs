@@ -11,8 +11,8 @@ use lab::kernel::KernelVersion;
 use lab::numbers::{self, Pages, Part, Peer, inside};
 
 /// Measures what it costs to give a device and memory to a guest, beside QEMU,
-/// and prints one table. Everything runs in nested hosts, and takes about forty
-/// minutes.
+/// and prints one table. Everything runs in nested hosts, and takes most of an
+/// hour.
 #[derive(Debug, Parser)]
 #[command(name = "numbers", max_term_width = 100)]
 struct Cli {
