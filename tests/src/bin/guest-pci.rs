@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use lab::guest::{self, Function, GuestError};
 
 const USAGE: &str = "one of
+  guest-pci decode FUNCTION
   guest-pci disk FILE
   guest-pci doors FUNCTION
   guest-pci ends FUNCTION BAR
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<(), GuestError> {
     let find = Function::find;
     match words {
+        ["decode", function] => guest::decode(&find(function)?),
         ["disk", file] => guest::disk(file.as_ref()),
         ["doors", function] => guest::doors(&find(function)?),
         ["ends", function, bar] => guest::ends(&find(function)?, number(bar)?),

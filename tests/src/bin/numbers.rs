@@ -23,7 +23,8 @@ struct Cli {
     #[arg(long, value_name = "N", default_value_t = numbers::ROUNDS,
           value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Measure this monitor too, besides QEMU: cloud-hypervisor=PATH (repeatable)
+    /// Measure this monitor too, besides QEMU: cloud-hypervisor=PATH, crosvm=PATH,
+    /// alioth=PATH or kvmtool=PATH (repeatable)
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<Peer>,
     /// Measure these parts only

@@ -5,6 +5,7 @@
 //! It reads and writes as a driver in user space would: config space and ports
 //! through sysfs, memory through `/dev/mem`.
 
+mod decode;
 mod disk;
 mod dma;
 mod doors;
@@ -17,6 +18,7 @@ mod shuffle;
 mod sleep;
 mod vectors;
 
+pub use decode::decode;
 pub use disk::disk;
 pub use dma::{peer, stray};
 pub use doors::doors;

@@ -2,13 +2,18 @@
 //! off.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Formatter};
 use std::fs;
 
 use serde::Serialize;
 
+use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT};
+use super::guest::{GUEST_MIB, Given, Guest};
+use super::peer::PeerKind;
+use super::program::Program;
+use super::report::verdict;
+use super::requests::request;
 use crate::host::{Host, Outcome, Step};
 
 /// What guests do besides, how often their tasks do it without being told, and the
@@ -20,6 +25,10 @@ const MORE: [((&str, u64), &str); 2] = [
 const TRACE: &str = "/run/lab/numbers-trace";
 /// The request that has a vCPU run.
 const RUN: &str = "KVM_RUN";
+/// Whose calls are ten times the goal.
+const GOAL_OF: Program = Program::Peer(PeerKind::CloudHypervisor);
+/// How many kinds of requests are told by name.
+const REQUESTS: usize = 12;
 /// The requests that map memory for devices.
 const MAPS: [&str; 3] = [
     "VFIO_IOMMU_MAP_DMA",
@@ -71,10 +80,6 @@ pub struct Added {
 }
 
 impl Calls {
-    pub(super) fn program(&self) -> Program {
-        self.program
-    }
-
     /// What `more` has besides, of a guest that did `what` so often besides.
     pub(super) fn add(&mut self, (what, count): (&'static str, u64), more: &Self) {
         let added = |more: u64, before: u64| more.cast_signed() - before.cast_signed();
@@ -88,7 +93,7 @@ impl Calls {
     }
 
     /// The requests, most frequent first.
-    pub(super) fn frequent(&self) -> Vec<(&str, u64)> {
+    fn frequent(&self) -> Vec<(&str, u64)> {
         let mut all: Vec<_> = self
             .requests
             .iter()
@@ -104,17 +109,12 @@ impl Calls {
 /// Boots a guest on each monitor below `strace`, and others that do more.
 pub(super) fn measure(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<Calls>, NumbersError> {
     let trace = |program, tasks| {
         let step = format!("system calls of {program}");
-        let guest = Guest {
-            tasks,
-            memory_mib: GUEST_MIB,
-            device: Some(device.to_owned()),
-            initrd: None,
-        };
+        let guest = Guest::new(tasks).device(device);
         let has_read = |outcome: &_| super::guest_has_read(&step, outcome);
         trace(host, program, &guest, &step, has_read)
     };
@@ -209,47 +209,64 @@ fn of(program: Program, trace: &str) -> Result<Calls, String> {
     Ok(calls)
 }
 
-/// What is asked of which file: `7</dev/iommu>, IOMMU_OPTION, …`. Some numbers
-/// mean one thing to a device and another to a container; some, `strace` may not
-/// know (linux/iommufd.h, linux/vfio.h).
-fn request(arguments: &str) -> Option<String> {
-    let (file, rest) = arguments.split_once(", ")?;
-    if !rest.starts_with("_IOC(") {
-        let told = rest.split([',', ')', '<']).next()?.trim();
-        let container = file.contains("</dev/vfio/vfio>");
-        let fits = |name: &&str| name.starts_with("VFIO_IOMMU_") == container;
-        let found = told.split(" or ").find(fits);
-        // Two that `strace` knows by what they mean to a container alone.
-        let name = match found.unwrap_or(told) {
-            "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" if !container => "VFIO_DEVICE_BIND_IOMMUFD",
-            "VFIO_IOMMU_SPAPR_TCE_CREATE" if !container => "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
-            other => other,
-        };
-        return Some(name.to_owned());
+/// The table.
+pub(super) fn show(f: &mut Formatter<'_>, all: &[Calls]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nSystem calls until a guest of {GUEST_MIB} MiB has read and powered off\n\
+         {:<18} {:>7} {:>12} {:>8} {:>8} {:>9} {:>7}",
+        "", "ioctl", "of them run", "DMA map", "pread64", "pwrite64", "total"
+    )?;
+    for calls in all {
+        writeln!(
+            f,
+            "{:<18} {:>7} {:>12} {:>8} {:>8} {:>9} {:>7}",
+            calls.program,
+            calls.ioctl,
+            calls.run,
+            calls.map,
+            calls.pread,
+            calls.pwrite,
+            calls.total
+        )?;
     }
-    let told = &rest[..=rest.find(')')?];
-    let number = told.strip_prefix("_IOC(_IOC_NONE, 0x3b, 0x");
-    let number = number.and_then(|rest| rest.split([',', ')']).next());
-    let name = match number {
-        Some("76") => "VFIO_DEVICE_BIND_IOMMUFD",
-        Some("77") => "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
-        Some("78") => "VFIO_DEVICE_DETACH_IOMMUFD_PT",
-        Some("80") => "IOMMU_DESTROY",
-        Some("81") => "IOMMU_IOAS_ALLOC",
-        Some("84") => "IOMMU_IOAS_IOVA_RANGES",
-        Some("85") => "IOMMU_IOAS_MAP",
-        Some("86") => "IOMMU_IOAS_UNMAP",
-        Some("87") => "IOMMU_OPTION",
-        Some("8a") => "IOMMU_GET_HW_INFO",
-        Some("8f") => "IOMMU_IOAS_MAP_FILE",
-        _ => told,
-    };
-    Some(name.to_owned())
+    for calls in all {
+        for added in &calls.added {
+            writeln!(
+                f,
+                "{}: {} {} more add {} ioctl, {} of them run, and {} calls in all",
+                calls.program, added.count, added.what, added.ioctl, added.run, added.total
+            )?;
+        }
+    }
+    for calls in all {
+        if matches!(calls.program, Program::Peer(_)) {
+            continue;
+        }
+        let others = calls.ioctl - calls.run;
+        writeln!(f, "{}: {others} ioctl are not KVM_RUN", calls.program)?;
+        if let Some(peer) = all.iter().find(|calls| calls.program == GOAL_OF) {
+            let (ioctl, pread) = (peer.ioctl.div_ceil(10), peer.pread.div_ceil(10));
+            writeln!(
+                f,
+                "  goal of a tenth of {GOAL_OF}'s, {ioctl} ioctl and {pread} pread64: {} and {}",
+                verdict(calls.ioctl <= ioctl),
+                verdict(calls.pread <= pread)
+            )?;
+        }
+        let frequent = calls.frequent();
+        let named = frequent.iter().take(REQUESTS);
+        let named = named.map(|(name, count)| format!("{count} {name}"));
+        let exits = calls.exits.iter();
+        let exits = exits.map(|(why, count)| format!("{count} KVM_RUN for {why}"));
+        let all: Vec<_> = exits.chain(named).collect();
+        writeln!(f, "  {}", all.join(", "))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::peer::PeerKind;
     use super::*;
 
     const TRACED: &str = "\

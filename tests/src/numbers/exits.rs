@@ -5,9 +5,10 @@ use std::fmt::{self, Formatter};
 
 use serde::Serialize;
 
+use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT, tool};
+use super::guest::{Given, Guest};
+use super::program::Program;
 use crate::host::{Host, Step};
 
 /// All vCPUs' counts, a file each (virt/kvm/kvm_main.c, arch/x86/kvm/x86.c): all exits;
@@ -44,18 +45,17 @@ pub struct Exits {
 /// its reads and after them.
 pub(super) fn measure(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<Exits>, NumbersError> {
-    let initrd = tool::initrd(host, "exits.cpio", TASKS)?;
+    let initrd = host
+        .guest_initrd("exits.cpio", &[], TASKS)
+        .at("an initramfs with tasks that stand still")?;
     let measure = |program| {
         let step = format!("exits of {program}");
-        let guest = Guest {
-            tasks: "look,nvme,look,reads,look,poweroff",
-            memory_mib: GUEST_MIB,
-            device: Some(device.to_owned()),
-            initrd: Some(initrd.clone()),
-        };
+        let guest = Guest::new("look,nvme,look,reads,look,poweroff")
+            .device(device)
+            .initrd(&initrd);
         let start = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
         let mut process = host.start(&start).at(&step)?;
         let mut look = || {

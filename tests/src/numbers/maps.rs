@@ -1,13 +1,14 @@
 //! What it costs to give memory to a device.
 
-use std::fmt;
+use std::fmt::{self, Formatter};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
+use super::guest::Given;
 use super::inside::MapTimes;
-use super::spread::Spread;
+use super::spread::{Fine, Spread};
 use super::{PROBE, STEP_LIMIT};
 use crate::Backend;
 use crate::host::{Host, Step};
@@ -34,7 +35,7 @@ pub enum Pages {
 }
 
 impl fmt::Display for Pages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Small => "private, 4 KiB",
             Self::Huge => "private, transparent huge",
@@ -61,18 +62,12 @@ pub struct MapCost {
     pub calls: u64,
 }
 
-impl MapCost {
-    pub(super) fn backend(&self) -> &str {
-        &self.backend
-    }
-}
-
 /// Measures each kind of memory on both backends.
-pub(super) fn measure(host: &Host, device: &str) -> Result<Vec<MapCost>, NumbersError> {
+pub(super) fn measure(host: &Host, device: &Given) -> Result<Vec<MapCost>, NumbersError> {
     let mut all = Vec::new();
     for pages in Pages::value_variants() {
         for backend in [Backend::Iommufd, Backend::Type1] {
-            all.push(one(host, device, *pages, backend)?);
+            all.push(one(host, &device.address, *pages, backend)?);
         }
     }
     Ok(all)
@@ -131,6 +126,29 @@ fn of(pages: Pages, backend: Backend, times: &MapTimes) -> Option<MapCost> {
         unmap: spread(&times.unmap)?,
         calls: times.calls,
     })
+}
+
+/// The table.
+pub(super) fn show(f: &mut Formatter<'_>, all: &[MapCost]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nMemory for a device: ms per GiB, populated first; median (least-most)\n\
+         {:<25} {:<8} {:>9} {:>21} {:>21} {:>6}",
+        "pages", "by", "populate", "map alone", "unmap alone", "calls"
+    )?;
+    for cost in all {
+        writeln!(
+            f,
+            "{:<25} {:<8} {:>9.0} {:>21} {:>21} {:>6}",
+            cost.pages,
+            cost.backend,
+            cost.populate,
+            Fine(cost.map),
+            Fine(cost.unmap),
+            cost.calls
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

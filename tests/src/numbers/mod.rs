@@ -10,10 +10,13 @@
 //! guest's console, system calls by `strace`, memory by the kernel's books. A
 //! measurement that is missing or can't be right is an error with its name.
 
+mod bars;
 mod calls;
 mod chart;
 mod error;
 mod exits;
+mod field;
+mod guest;
 pub mod inside;
 mod maps;
 mod peer;
@@ -21,19 +24,23 @@ mod program;
 mod rates;
 mod reads;
 mod report;
+mod requests;
 mod resident;
 mod spread;
 mod start;
+mod timetable;
 mod tool;
 mod vectors;
 
 use std::time::Duration;
 use std::{env, fs};
 
+pub use bars::{BarCost, Decoding};
 pub use calls::{Added, Calls};
 pub use chart::Chart;
 pub use error::NumbersError;
 pub use exits::Exits;
+pub use field::{Devices, Unable};
 pub use maps::{MapCost, Pages};
 pub use peer::{Peer, PeerKind};
 pub use rates::Rates;
@@ -50,11 +57,13 @@ use crate::cache::Cache;
 use crate::host::{Host, HostError, Outcome, Step};
 use crate::kernel::KernelVersion;
 use crate::lab::Lab;
-use crate::machine::{Device, Disk, Machine};
+use crate::machine::{Device, DeviceModel, Disk, Machine, Slot};
 use crate::markers::Markers;
 use crate::prerequisites;
 use crate::progress::say;
 use error::At;
+use field::Field;
+use guest::{GUEST_MIB, Given, Guest};
 use program::Program;
 
 /// How often each start counts, unless asked otherwise.
@@ -66,8 +75,6 @@ const COUNTED_ROUNDS: u32 = 2;
 const HOST_MIB: u32 = 6144;
 /// What of it is free for sure, and enough for the largest guest.
 const TOUCHED_MIB: u32 = 4700;
-/// The guest whose calls and memory are counted.
-const GUEST_MIB: u64 = 512;
 /// The longest that one guest, or one kind of memory, may take: several times
 /// what it takes, for a busy machine.
 const STEP_LIMIT: Duration = Duration::from_secs(240);
@@ -78,6 +85,8 @@ const DISK: &str = "disk";
 const NIC: &str = "nic";
 /// Another NVMe, which has as many MSI-X vectors as a function may.
 const MANY: &str = "many";
+/// Memory behind a BAR of 16 GiB.
+const LARGE: &str = "large";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,12 +123,19 @@ pub fn measure(
         .memory_mib(HOST_MIB)
         .device(Device::nvme(DISK, disk()))
         .device(Device::e1000e(NIC))
-        .device(Device::nvme(MANY, disk()).property("msix_qsize=2048"));
+        .device(Device::nvme(MANY, disk()).property("msix_qsize=2048"))
+        .slot(Slot::Integrated(Device::new(
+            LARGE,
+            DeviceModel::Other("ivshmem-plain,memdev=large-memory".to_owned()),
+        )))
+        .qemu_args([
+            "-object",
+            "memory-backend-ram,size=16G,share=on,reserve=off,id=large-memory",
+        ]);
     let mut peers = peers.to_vec();
     if peers.iter().all(|peer| peer.kind != PeerKind::Qemu) {
         peers.insert(0, Peer::qemu());
     }
-    let programs = Program::with(peers.iter().map(|peer| peer.kind));
     let mut report = Report {
         rounds,
         counted_rounds: COUNTED_ROUNDS,
@@ -127,31 +143,32 @@ pub fn measure(
     };
     let wanted = |part| parts.contains(&part);
     if parts.iter().any(|part| *part != Part::Counted) {
-        let prepared = prepare(&lab, &machine, &peers)?;
-        let (host, device) = (&prepared.host, &prepared.device);
+        let prepared = prepare(&lab, &machine, &peers, &[Devices::Nothing, Devices::Nvme])?;
         prepared.tell(&mut report)?;
-        let many = host.address(MANY).at("address of the second NVMe")?;
+        let (host, disk) = (&prepared.host, &prepared.disk);
+        let programs = prepared.field.able(Devices::Nvme);
         if wanted(Part::Maps) {
             say("numbers: maps for devices");
-            report.maps = maps::measure(host, device)?;
+            report.maps = maps::measure(host, disk)?;
         }
         if wanted(Part::Calls) {
-            say("numbers: system calls");
-            report.calls = calls::measure(host, device, &programs)?;
-            report.exits = exits::measure(host, device, &programs)?;
-            report.vector_calls = vectors::calls(host, &many.to_string(), &programs)?;
-        }
-        if wanted(Part::Reads) {
-            say("numbers: reads and round trips");
-            report.reads = reads::measure(host, DISK, NIC, &programs)?;
+            say("numbers: system calls and exits");
+            report.calls = calls::measure(host, disk, &programs)?;
+            report.exits = exits::measure(host, disk, &programs)?;
+            report.vector_calls = vectors::calls(host, &prepared.many, &programs)?;
         }
         if wanted(Part::Memory) {
             say("numbers: memory");
-            report.memory = resident::measure(host, device, &programs)?;
+            report.memory = resident::measure(host, disk, &programs)?;
         }
         if wanted(Part::Starts) {
             say("numbers: starts, which takes some minutes");
-            report.starts = start::measure(host, device, &programs, rounds)?;
+            report.starts = start::measure(host, disk, &prepared.field, rounds)?;
+        }
+        // Last: the devices are bound anew.
+        if wanted(Part::Reads) {
+            say("numbers: reads and round trips");
+            report.reads = reads::measure(host, DISK, NIC, &programs)?;
         }
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
@@ -159,13 +176,16 @@ pub fn measure(
     if wanted(Part::Counted) {
         say("numbers: starts on a host that counts instructions, which takes some minutes");
         let counting = machine.counting_instructions();
-        let prepared = prepare(&lab, &counting, &peers)?;
-        let (host, device) = (&prepared.host, &prepared.device);
+        let guests = [Devices::Nothing, Devices::Nvme, Devices::Large];
+        let prepared = prepare(&lab, &counting, &peers, &guests)?;
         prepared.tell(&mut report)?;
-        let many = host.address(MANY).at("address of the second NVMe")?;
-        report.rates = rates::measure(host, device, &programs)?;
-        report.vector_times = vectors::times(host, &many.to_string(), &programs)?;
-        report.counted = start::measure(host, device, &programs, COUNTED_ROUNDS)?;
+        let (host, disk, field) = (&prepared.host, &prepared.disk, &prepared.field);
+        let programs = field.able(Devices::Nvme);
+        report.rates = rates::measure(host, disk, &programs)?;
+        report.vector_times = vectors::times(host, &prepared.many, &programs)?;
+        let large = (&prepared.large, disk);
+        report.bars = bars::measure(host, large, &field.able(Devices::Large))?;
+        report.counted = start::measure(host, disk, field, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
     }
@@ -177,8 +197,11 @@ struct Prepared {
     host: Host,
     /// The versions of other monitors, by name.
     versions: Vec<(String, String)>,
-    /// The address of the NVMe, which is VFIO's.
-    device: String,
+    /// Who takes part in what.
+    field: Field,
+    disk: Given,
+    many: Given,
+    large: Given,
 }
 
 impl Prepared {
@@ -187,11 +210,26 @@ impl Prepared {
         let release = self.host.shell("uname -r").at("release of the kernel")?;
         report.kernel = release.trim().to_owned();
         report.peers.clone_from(&self.versions);
+        for unable in &self.field.unable {
+            if !report.unable.contains(unable) {
+                report.unable.push(unable.clone());
+            }
+        }
+        let guest = Guest::new("nvme,poweroff").device(&self.disk);
+        let programs = self.field.able(Devices::Nvme);
+        let words = |program: Program| (program, guest.argv(program).join(" "));
+        report.commands = programs.into_iter().map(words).collect();
         Ok(())
     }
 }
 
-fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, NumbersError> {
+/// Boots a nested host, and tries out who can boot guests with each of `devices`.
+fn prepare(
+    lab: &Lab,
+    machine: &Machine,
+    peers: &[Peer],
+    devices: &[Devices],
+) -> Result<Prepared, NumbersError> {
     let host = lab.boot(machine).at("boot of the nested host")?;
     install_probe(&host)?;
     peer::install_airlock(&host)?;
@@ -201,13 +239,25 @@ fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, Num
         .map(install)
         .collect::<Result<_, NumbersError>>()?;
     touch_memory(&host)?;
-    host.bind_vfio(&[DISK, NIC, MANY])
+    host.bind_vfio(&[DISK, NIC, MANY, LARGE])
         .at("the devices for VFIO")?;
-    let device = host.address(DISK).at("address of the NVMe")?.to_string();
+    let given = |name| Given::named(&host, name);
+    let (disk, many, large) = (given(DISK)?, given(MANY)?, given(LARGE)?);
+    let guest = |devices| match devices {
+        Devices::Nothing => Guest::new("poweroff"),
+        Devices::Nvme => Guest::new("nvme,poweroff").device(&disk),
+        Devices::Large => Guest::new("nvme,poweroff").device(&disk).device(&large),
+    };
+    let guests: Vec<_> = devices.iter().map(|one| (*one, guest(*one))).collect();
+    let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
+    let field = Field::try_out(&host, &kinds, &guests)?;
     Ok(Prepared {
         host,
         versions,
-        device,
+        field,
+        disk,
+        many,
+        large,
     })
 }
 
@@ -254,7 +304,7 @@ fn guest_has_read(step: &str, outcome: &Outcome) -> Result<(), NumbersError> {
     let markers = Markers::of(&outcome.lines);
     let read = markers.first("nvme-read");
     let read = read.ok_or_else(|| NumbersError::wrong(step, "the guest read nothing"))?;
-    let written = disk().digest(program::Guest::BYTES)?.to_string();
+    let written = disk().digest(Guest::BYTES)?.to_string();
     if read.value("sha256") != written {
         return Err(NumbersError::wrong(
             step,

@@ -1,10 +1,13 @@
 //! How long an access takes that leaves the guest.
 
+use std::fmt::{self, Formatter};
+
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT, tool};
+use super::guest::{Given, Guest};
+use super::program::Program;
+use super::{STEP_LIMIT, tool};
 use crate::host::{Host, Step};
 use crate::markers::Markers;
 
@@ -23,29 +26,20 @@ pub struct Rates {
     pub table_write: u64,
 }
 
-impl Rates {
-    pub(super) fn program(&self) -> Program {
-        self.program
-    }
-}
-
 /// Boots a guest on each monitor that measures them with `guest-pci rates`.
 pub(super) fn measure(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<Rates>, NumbersError> {
     let tasks = "task_rates() {\nguest-pci rates 1b36:0010\n}\n";
     let initrd = tool::initrd(host, "rates.cpio", tasks)?;
     let measure = |program| {
         let step = format!("single accesses on {program}");
-        let guest = Guest {
-            // The driver is there once a block has been read.
-            tasks: "nvme,rates,poweroff",
-            memory_mib: GUEST_MIB,
-            device: Some(device.to_owned()),
-            initrd: Some(initrd.clone()),
-        };
+        // The driver is there once a block has been read.
+        let guest = Guest::new("nvme,rates,poweroff")
+            .device(device)
+            .initrd(&initrd);
         let run = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
         let outcome = host.run(&run).at(&step)?;
         super::guest_has_read(&step, &outcome)?;
@@ -62,4 +56,22 @@ pub(super) fn measure(
         rates.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no rates"))
     };
     programs.iter().copied().map(measure).collect()
+}
+
+/// The table.
+pub(super) fn show(f: &mut Formatter<'_>, all: &[Rates]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nAn access that leaves the guest, on the same host: ns\n\
+         {:<18} {:>14} {:>16} {:>11} {:>12}",
+        "", "ECAM, constant", "ECAM, device's", "MSI-X read", "MSI-X write"
+    )?;
+    for rates in all {
+        writeln!(
+            f,
+            "{:<18} {:>14} {:>16} {:>11} {:>12}",
+            rates.program, rates.constant, rates.passed, rates.table_read, rates.table_write
+        )?;
+    }
+    Ok(())
 }

@@ -7,9 +7,10 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
+use super::guest::{Given, Guest};
+use super::program::Program;
 use super::spread::Spread;
-use super::{GUEST_MIB, STEP_LIMIT, tool};
+use super::{STEP_LIMIT, tool};
 use crate::host::{Host, Outcome, Step, VFIO_PCI};
 use crate::markers::Markers;
 
@@ -138,12 +139,9 @@ fn in_guest(
     samples: &mut Samples,
 ) -> Result<(), NumbersError> {
     let run = |tasks, device| {
-        let guest = Guest {
-            tasks,
-            memory_mib: GUEST_MIB,
-            device: Some(host.address(device).at(step)?.to_string()),
-            initrd: Some(initrd.to_owned()),
-        };
+        // Each time that VFIO takes a device it may have another file.
+        let device = Given::named(host, device)?;
+        let guest = Guest::new(tasks).device(&device).initrd(initrd);
         let run = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
         host.run(&run).at(step)
     };

@@ -1,12 +1,18 @@
 //! What a process has in memory beyond its guest's RAM.
 
+use std::fmt::{self, Formatter};
+
 use serde::Serialize;
 
+use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT};
+use super::guest::{GUEST_MIB, Given, Guest};
+use super::program::Program;
+use super::report::verdict;
 use crate::host::{Host, Step};
 
+/// The goal for memory beyond guest RAM with one device, in KiB.
+const GOAL_KIB: u64 = 5 << 10;
 /// A map of at least so many KiB is guest RAM, if anything of it is there.
 const RAM_KIB: u64 = 64 << 10;
 
@@ -38,38 +44,16 @@ struct Mapping {
     huge: u64,
 }
 
-impl Resident {
-    pub(super) fn program(&self) -> Program {
-        self.program
-    }
-
-    /// Its threads and the bytes of its program, a line each.
-    fn with(mut self, counts: &str) -> Result<Self, String> {
-        let mut numbers = counts.lines().map(|line| line.trim().parse::<u64>());
-        let (Some(Ok(threads)), Some(Ok(bytes))) = (numbers.next(), numbers.next()) else {
-            return Err(format!("no threads and size: '{counts}'"));
-        };
-        self.threads = threads;
-        self.file_kib = bytes >> 10;
-        Ok(self)
-    }
-}
-
 /// Boots a guest on each monitor, and looks once the guest has read.
 pub(super) fn measure(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<Resident>, NumbersError> {
     let measure = |program| {
         let step = format!("memory of {program}");
-        let guest = Guest {
-            // Long enough for a look; not all monitors take input.
-            tasks: "nvme,nap,nap,nap,nap,nap,nap,nap,nap,poweroff",
-            memory_mib: GUEST_MIB,
-            device: Some(device.to_owned()),
-            initrd: None,
-        };
+        // Long enough for a look; not all monitors take input.
+        let guest = Guest::new("nvme,nap,nap,nap,nap,nap,nap,nap,nap,poweroff").device(device);
         let start = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
         let mut process = host.start(&start).at(&step)?;
         process.wait_line("lab: nvme-read", STEP_LIMIT).at(&step)?;
@@ -83,14 +67,18 @@ pub(super) fn measure(
         let counts = counts.at(&step)?;
         let outcome = process.wait().at(&step)?;
         super::guest_has_read(&step, &outcome)?;
-        let resident = of(program, &smaps).and_then(|resident| resident.with(&counts));
-        resident.map_err(|reason| NumbersError::wrong(&step, reason))
+        of(program, &smaps, &counts).map_err(|reason| NumbersError::wrong(&step, reason))
     };
     programs.iter().copied().map(measure).collect()
 }
 
-/// Sums up what is neither guest RAM nor a device's.
-fn of(program: Program, smaps: &str) -> Result<Resident, String> {
+/// Sums up what is neither guest RAM nor a device's. `counts` has the threads and the
+/// bytes of the program, a line each.
+fn of(program: Program, smaps: &str, counts: &str) -> Result<Resident, String> {
+    let mut numbers = counts.lines().map(|line| line.trim().parse::<u64>());
+    let (Some(Ok(threads)), Some(Ok(bytes))) = (numbers.next(), numbers.next()) else {
+        return Err(format!("no threads and size: '{counts}'"));
+    };
     let mappings = parse(smaps);
     let is_ram = |mapping: &Mapping| mapping.size >= RAM_KIB && mapping.pss > 0;
     let ram: u64 = mappings
@@ -119,8 +107,8 @@ fn of(program: Program, smaps: &str) -> Result<Resident, String> {
         program,
         kib,
         anonymous_kib,
-        threads: 0,
-        file_kib: 0,
+        threads,
+        file_kib: bytes >> 10,
         largest: largest.map(|mapping| (mapping.name, mapping.pss)).collect(),
     })
 }
@@ -170,12 +158,38 @@ fn parse(smaps: &str) -> Vec<Mapping> {
     mappings
 }
 
+/// The table.
+pub(super) fn show(f: &mut Formatter<'_>, all: &[Resident]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nMemory beyond guest RAM after the guest's read: KiB (Pss), without BARs\n\
+         {:<18} {:>8} {:>18} {:>8} {:>13}",
+        "", "all", "of them no file's", "threads", "program, KiB"
+    )?;
+    for memory in all {
+        let goal = match memory.program {
+            Program::Peer(_) => String::new(),
+            Program::Airlock(_) => format!(
+                "  goal of less than {GOAL_KIB} {}",
+                verdict(memory.kib < GOAL_KIB)
+            ),
+        };
+        writeln!(
+            f,
+            "{:<18} {:>8} {:>18} {:>8} {:>13}{goal}",
+            memory.program, memory.kib, memory.anonymous_kib, memory.threads, memory.file_kib
+        )?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::peer::PeerKind;
     use super::*;
     use crate::Backend;
 
+    const COUNTS: &str = "4\n5120000\n";
     const SMAPS: &str = "\
 55e1c0000000-55e1c0100000 r-xp 00000000 00:1b 42                         /run/lab/airlock
 Size:               1024 kB
@@ -204,8 +218,9 @@ Anonymous:            40 kB
     #[test]
     fn guest_ram_and_bars_are_left_out() {
         let program = Program::Airlock(Backend::Type1);
-        let found = of(program, SMAPS).unwrap();
+        let found = of(program, SMAPS, COUNTS).unwrap();
         assert_eq!((found.kib, found.anonymous_kib), (840, 40));
+        assert_eq!((found.threads, found.file_kib), (4, 5000));
         assert_eq!(found.largest[0], ("/run/lab/airlock".to_owned(), 800));
         assert_eq!(huge_kib(SMAPS), 522_240);
     }
@@ -213,8 +228,9 @@ Anonymous:            40 kB
     #[test]
     fn other_ram_than_the_guests_is_refused() {
         let half = SMAPS.replace("Size:             524288 kB", "Size:             262144 kB");
-        let error = of(Program::Peer(PeerKind::Qemu), &half).unwrap_err();
+        let error = of(Program::Peer(PeerKind::Qemu), &half, COUNTS).unwrap_err();
         assert!(error.contains("262144 KiB"), "{error}");
-        assert!(of(Program::Peer(PeerKind::Qemu), "").is_err());
+        assert!(of(Program::Peer(PeerKind::Qemu), "", COUNTS).is_err());
+        assert!(of(Program::Peer(PeerKind::Qemu), SMAPS, "4\n").is_err());
     }
 }

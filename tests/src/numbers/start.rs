@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
+use super::field::{Devices, Field};
+use super::guest::{Given, Guest};
 use super::inside::Watched;
-use super::program::{Guest, Program};
+use super::program::Program;
 use super::spread::Spread;
 use super::{PROBE, STEP_LIMIT};
 use crate::host::{Host, Outcome, Step};
@@ -120,22 +122,20 @@ impl Samples {
 /// does not count.
 pub(super) fn measure(
     host: &Host,
-    device: &str,
-    programs: &[Program],
+    device: &Given,
+    field: &Field,
     rounds: u32,
 ) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
     for (memory_mib, with_device) in GUESTS {
-        let guest = Guest {
-            tasks: if with_device {
-                "nvme,poweroff"
-            } else {
-                "poweroff"
-            },
-            memory_mib,
-            device: with_device.then(|| device.to_owned()),
-            initrd: None,
+        let (guest, programs) = match with_device {
+            true => {
+                let guest = Guest::new("nvme,poweroff").device(device);
+                (guest, field.able(Devices::Nvme))
+            }
+            false => (Guest::new("poweroff"), field.able(Devices::Nothing)),
         };
+        let guest = guest.memory_mib(memory_mib);
         let mut samples: Vec<_> = programs.iter().map(|_| Samples::default()).collect();
         for round in 0..=rounds {
             for (program, samples) in programs.iter().copied().zip(&mut samples) {
@@ -147,7 +147,7 @@ pub(super) fn measure(
                 samples.add(one);
             }
         }
-        for (program, samples) in programs.iter().copied().zip(samples) {
+        for (program, samples) in programs.into_iter().zip(samples) {
             let step = format!("start of {program} with {memory_mib} MiB");
             let spread = |samples: &[f64]| {
                 Spread::of(samples).ok_or_else(|| NumbersError::wrong(&step, "no round counts"))
@@ -190,12 +190,12 @@ fn boot(host: &Host, step: &str, guest: &Guest, program: Program) -> Result<One,
     let wrong = |reason: String| NumbersError::wrong(step, reason);
     let watched = answer(&outcome).map_err(wrong)?;
     let after = |marker| marker_after(&outcome, marker, watched.started).map_err(wrong);
-    let read = match &guest.device {
-        Some(_) => {
+    let read = match guest.devices() {
+        [_, ..] => {
             super::guest_has_read(step, &outcome)?;
             Some(after("nvme-first-read")?)
         }
-        None => {
+        [] => {
             super::guest_was_well(step, &outcome)?;
             None
         }

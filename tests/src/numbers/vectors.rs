@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::calls::{self, Added, Calls};
 use super::error::{At, NumbersError};
-use super::program::{Guest, Program};
-use super::{GUEST_MIB, STEP_LIMIT, tool};
+use super::guest::{Given, Guest};
+use super::program::Program;
+use super::{STEP_LIMIT, tool};
 use crate::host::{Host, Step};
 use crate::markers::Markers;
 
@@ -78,19 +79,14 @@ pub struct VectorCalls {
     pub added: Vec<Added>,
 }
 
-fn guest(tasks: &'static str, device: &str, initrd: &str) -> Guest {
-    Guest {
-        tasks,
-        memory_mib: GUEST_MIB,
-        device: Some(device.to_owned()),
-        initrd: Some(initrd.to_owned()),
-    }
+fn guest(tasks: &'static str, device: &Given, initrd: &str) -> Guest {
+    Guest::new(tasks).device(device).initrd(initrd)
 }
 
 /// Boots one guest on each monitor that does all of it.
 pub(super) fn times(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<VectorTimes>, NumbersError> {
     let initrd = tool::initrd(host, "vectors.cpio", TASKS)?;
@@ -134,7 +130,7 @@ fn of(program: Program, markers: &Markers) -> Option<VectorTimes> {
 /// Boots a guest for each number on each monitor, below `strace`.
 pub(super) fn calls(
     host: &Host,
-    device: &str,
+    device: &Given,
     programs: &[Program],
 ) -> Result<Vec<VectorCalls>, NumbersError> {
     let initrd = tool::initrd(host, "vectors.cpio", TASKS)?;

@@ -1,16 +1,17 @@
 //! Other monitors that are measured beside airlock: QEMU, which is always there,
 //! and those that whoever measures has brought.
 
+mod command;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::{fmt, fs};
 
 use super::error::{At, NumbersError};
-use super::program::Guest;
+use super::guest::Guest;
 use crate::airlock::installed;
 use crate::binaries::AIRLOCK;
 use crate::host::Host;
-use crate::lab::names;
 
 /// Where a peer and all that it reads stand in the nested host.
 const DIRECTORY: &str = "/run/lab/peer";
@@ -22,13 +23,40 @@ pub enum PeerKind {
     Qemu,
     /// cloud-hypervisor, which takes them by type1 unless told otherwise.
     CloudHypervisor,
+    /// crosvm, by type1.
+    Crosvm,
+    /// alioth, by type1.
+    Alioth,
+    /// kvmtool, by type1. Its guests have no ACPI, and end by a reset.
+    Kvmtool,
+}
+
+impl PeerKind {
+    const ALL: [Self; 5] = [
+        Self::Qemu,
+        Self::CloudHypervisor,
+        Self::Crosvm,
+        Self::Alioth,
+        Self::Kvmtool,
+    ];
+
+    /// What it is called by `--peer`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Crosvm => "crosvm",
+            Self::Alioth => "alioth",
+            Self::Kvmtool => "kvmtool",
+        }
+    }
 }
 
 impl fmt::Display for PeerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Qemu => "QEMU",
-            Self::CloudHypervisor => "cloud-hypervisor",
+            other => other.name(),
         })
     }
 }
@@ -59,15 +87,11 @@ impl FromStr for Peer {
         let (name, path) = text
             .split_once('=')
             .ok_or("not NAME=PATH, as cloud-hypervisor=/usr/local/bin/cloud-hypervisor is")?;
-        let kind = match name {
-            "cloud-hypervisor" => PeerKind::CloudHypervisor,
-            "qemu" => PeerKind::Qemu,
-            _ => {
-                return Err(format!(
-                    "how '{name}' is started is not known; known are cloud-hypervisor and qemu"
-                ));
-            }
-        };
+        let kind = PeerKind::ALL.into_iter().find(|kind| kind.name() == name);
+        let kind = kind.ok_or_else(|| {
+            let known = PeerKind::ALL.map(PeerKind::name).join(", ");
+            format!("how '{name}' is started is not known; known are {known}")
+        })?;
         let path = PathBuf::from(path);
         if !path.is_file() {
             return Err(format!("{} is no file", path.display()));
@@ -91,10 +115,7 @@ impl PeerKind {
     /// How it is started.
     pub(super) fn argv(self, guest: &Guest) -> Vec<String> {
         let directory = self.directory();
-        let options = match self {
-            Self::Qemu => qemu(guest, &directory),
-            Self::CloudHypervisor => cloud_hypervisor(guest),
-        };
+        let options = command::options(self, guest, &directory);
         let words = loader(&directory).into_iter().chain([self.file()]);
         words.chain(options).collect()
     }
@@ -113,69 +134,6 @@ fn loader(directory: &str) -> [String; 3] {
 /// What starts airlock with its libraries, as the others are.
 pub(super) fn airlock_loader() -> [String; 3] {
     loader(&format!("{DIRECTORY}/airlock"))
-}
-
-fn owned<const N: usize>(words: [&str; N]) -> Vec<String> {
-    words.map(str::to_owned).to_vec()
-}
-
-fn qemu(guest: &Guest, directory: &str) -> Vec<String> {
-    let mut words = owned([
-        "-L",
-        &format!("{directory}/share"),
-        "-M",
-        "q35,accel=kvm",
-        "-cpu",
-        "host",
-        "-smp",
-        "1",
-        "-m",
-        &guest.memory_mib.to_string(),
-        "-nodefaults",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-monitor",
-        "none",
-        "-no-reboot",
-        "-kernel",
-        &installed(names::BZIMAGE),
-        "-initrd",
-        &guest.initrd(),
-        "-append",
-        &guest.cmdline(),
-    ]);
-    if let Some(device) = &guest.device {
-        words.extend(owned(["-device", &format!("vfio-pci,host={device}")]));
-    }
-    words
-}
-
-/// Its BARs would lie above what the IOMMU of the lab reaches, were the guest's
-/// addresses not limited to the same 39 bits.
-fn cloud_hypervisor(guest: &Guest) -> Vec<String> {
-    let mut words = owned([
-        "--kernel",
-        &installed(names::BZIMAGE),
-        "--initramfs",
-        &guest.initrd(),
-        "--cmdline",
-        &guest.cmdline(),
-        "--cpus",
-        "boot=1,max_phys_bits=39",
-        "--memory",
-        &format!("size={}M", guest.memory_mib),
-        "--serial",
-        "tty",
-        "--console",
-        "off",
-    ]);
-    if let Some(device) = &guest.device {
-        let path = format!("path=/sys/bus/pci/devices/{device}/");
-        words.extend(owned(["--device", &path]));
-    }
-    words
 }
 
 /// Copies airlock's libraries to where those of the others stand.
@@ -205,15 +163,16 @@ pub(super) fn install(host: &Host, peer: &Peer) -> Result<String, NumbersError> 
             "mkdir -p {directory}/share
              cp -L /usr/share/qemu/*.bin /usr/share/seabios/bios-256k.bin {directory}/share/"
         ),
-        PeerKind::CloudHypervisor => String::new(),
+        _ => String::new(),
     };
     let script = format!(
         "{}
          cp -L {program} {directory}/program
          {firmware}
-         {} {directory}/program --version",
+         {} {directory}/program {}",
         libraries(&directory, &program),
         loader(&directory).join(" "),
+        command::version(peer.kind),
     );
     let told = host.shell(&script).at(&step)?;
     version(&told)
@@ -250,7 +209,7 @@ mod tests {
         assert_eq!(shell.kind, PeerKind::CloudHypervisor);
         for (text, told) in [
             ("/bin/sh", "not NAME=PATH"),
-            ("bochs=/bin/sh", "known are cloud-hypervisor"),
+            ("bochs=/bin/sh", "known are qemu, cloud-hypervisor"),
             ("cloud-hypervisor=/nowhere", "/nowhere is no file"),
         ] {
             let error = text.parse::<Peer>().unwrap_err();

@@ -1,0 +1,148 @@
+//! Who takes part in what. A peer that can't boot a guest is left out where that
+//! guest is measured, and the report says so. airlock is never left out.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::error::{At, NumbersError};
+use super::guest::Guest;
+use super::peer::PeerKind;
+use super::program::Program;
+use super::{STEP_LIMIT, guest_has_read, guest_was_well};
+use crate::host::{Exit, Host, Outcome, Step};
+
+/// How long a peer may take for its first guest, in seconds: several times what any of
+/// them takes.
+const SECONDS: u32 = 120;
+/// How `timeout` says that it was too long.
+const TOO_LONG: Exit = Exit::Status(124);
+
+/// What a guest is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Devices {
+    /// Nothing.
+    Nothing,
+    /// An NVMe.
+    Nvme,
+    /// A function with a BAR of 16 GiB, and an NVMe that may reach it.
+    Large,
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nothing => "no device",
+            Self::Nvme => "an NVMe",
+            Self::Large => "an NVMe and a BAR of 16 GiB",
+        })
+    }
+}
+
+/// A peer that can't boot a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unable {
+    program: Program,
+    /// What the guest was given.
+    pub devices: Devices,
+    /// How it ended, and the last that it said.
+    pub reason: String,
+}
+
+impl fmt::Display for Unable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            program,
+            devices,
+            reason,
+        } = self;
+        write!(f, "{program} can't boot a guest with {devices}: {reason}")
+    }
+}
+
+/// The monitors that can boot each guest.
+#[derive(Debug, Default)]
+pub(super) struct Field {
+    able: Vec<(Devices, Vec<Program>)>,
+    pub(super) unable: Vec<Unable>,
+}
+
+impl Field {
+    /// Boots each of `guests` once on each of `peers`.
+    pub(super) fn try_out(
+        host: &Host,
+        peers: &[PeerKind],
+        guests: &[(Devices, Guest)],
+    ) -> Result<Self, NumbersError> {
+        let mut field = Self::default();
+        for (devices, guest) in guests {
+            let mut able = Program::own();
+            for program in peers.iter().copied().map(Program::Peer) {
+                let step = format!("first guest of {program} with {devices}");
+                let timeout = ["timeout", "-k", "5", &SECONDS.to_string()].map(str::to_owned);
+                let argv = timeout.into_iter().chain(guest.argv(program));
+                let run = Step::argv(argv).limit(STEP_LIMIT);
+                let outcome = host.run(&run).at(&step)?;
+                let well = match devices {
+                    Devices::Nothing => guest_was_well(&step, &outcome),
+                    Devices::Nvme | Devices::Large => guest_has_read(&step, &outcome),
+                };
+                match well {
+                    Ok(()) => able.push(program),
+                    Err(error) => field.unable.push(Unable {
+                        program,
+                        devices: *devices,
+                        reason: reason(&outcome, &error),
+                    }),
+                }
+            }
+            field.able.push((*devices, able));
+        }
+        Ok(field)
+    }
+
+    /// Who can boot a guest with these.
+    pub(super) fn able(&self, devices: Devices) -> Vec<Program> {
+        let found = self.able.iter().find(|(known, _)| *known == devices);
+        found.map_or_else(Program::own, |(_, able)| able.clone())
+    }
+}
+
+fn reason(outcome: &Outcome, error: &NumbersError) -> String {
+    let said = outcome.lines.iter().rev().map(|line| line.text.trim());
+    let last = said.into_iter().find(|text| !text.is_empty());
+    let last = last.unwrap_or("it said nothing");
+    match (&outcome.exit, error) {
+        (&TOO_LONG, _) => format!("not at its end after {SECONDS} s; the last line: {last}"),
+        (_, NumbersError::Wrong { reason, .. }) => format!("{reason}; the last line: {last}"),
+        (exit, _) => format!("{exit:?}; the last line: {last}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_unable_is_left_out_of_that_guest_alone() {
+        let qemu = Program::Peer(PeerKind::Qemu);
+        let mut all = Program::own();
+        all.push(qemu);
+        let field = Field {
+            able: vec![(Devices::Nothing, all.clone())],
+            unable: Vec::new(),
+        };
+        assert_eq!(field.able(Devices::Nothing), all);
+        assert_eq!(field.able(Devices::Nvme), Program::own());
+        let unable = Unable {
+            program: qemu,
+            devices: Devices::Nvme,
+            reason: "no".to_owned(),
+        };
+        assert_eq!(
+            unable.to_string(),
+            "QEMU can't boot a guest with an NVMe: no"
+        );
+    }
+}
