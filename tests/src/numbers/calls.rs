@@ -116,7 +116,7 @@ pub(super) fn measure(
         let step = format!("system calls of {program}");
         let guest = Guest::new(tasks).device(device);
         let has_read = |outcome: &_| super::guest_has_read(&step, outcome);
-        trace(host, program, &guest, &step, has_read)
+        trace(host, program, guest.argv(program), &step, has_read)
     };
     let measure = |program| {
         let mut calls = trace(program, "nvme,poweroff")?;
@@ -128,21 +128,18 @@ pub(super) fn measure(
     programs.iter().copied().map(measure).collect()
 }
 
-/// Boots a guest below `strace`; `check` says whether it did what it was to.
+/// Runs a program's command line below `strace`; `check` says whether it did what it was to.
 pub(super) fn trace(
     host: &Host,
     program: Program,
-    guest: &Guest,
+    command: Vec<String>,
     step: &str,
     check: impl FnOnce(&Outcome) -> Result<(), NumbersError>,
 ) -> Result<Calls, NumbersError> {
     let words = [
         "strace", "-f", "-y", "-s", "0", "-e", "kvm=vcpu", "-o", TRACE,
     ];
-    let argv = words
-        .map(str::to_owned)
-        .into_iter()
-        .chain(guest.argv(program));
+    let argv = words.map(str::to_owned).into_iter().chain(command);
     let outcome = host.run(&Step::argv(argv).limit(STEP_LIMIT)).at(step)?;
     check(&outcome)?;
     host.shell(&format!("mv {TRACE} /run/lab/work/trace"))

@@ -11,6 +11,7 @@ use super::peer::PeerKind;
 use super::program::Program;
 use super::{STEP_LIMIT, guest_has_read, guest_was_well};
 use crate::host::{Exit, Host, Outcome, Step};
+use crate::progress::say;
 
 /// How long a peer may take for its first guest, in seconds: several times what any of
 /// them takes.
@@ -90,11 +91,15 @@ impl Field {
                 };
                 match well {
                     Ok(()) => able.push(program),
-                    Err(error) => field.unable.push(Unable {
-                        program,
-                        devices: *devices,
-                        reason: reason(&outcome, &error),
-                    }),
+                    Err(error) => {
+                        let unable = Unable {
+                            program,
+                            devices: *devices,
+                            reason: reason(&outcome, &error),
+                        };
+                        say(&format!("numbers: {unable}"));
+                        field.unable.push(unable);
+                    }
                 }
             }
             field.able.push((*devices, able));

@@ -191,7 +191,8 @@ mod tests {
             let text = argv.join(" ");
             assert!(argv.contains(&after(&airlock, "--kernel")), "{text}");
             assert_eq!(after(&argv, initrd), after(&airlock, "--initrd"));
-            let tasks = after(&argv, cmdline).replace("reboot", "poweroff");
+            let tasks = after(&argv, cmdline).replace(",reboot", ",poweroff");
+            let tasks = tasks.replace(" reboot=k", "");
             assert_eq!(tasks, after(&airlock, "--cmdline"));
             assert!(after(&argv, cpus).contains(&after(&airlock, "--cpus")));
             assert_eq!(after(&argv, memory), mib);

@@ -18,7 +18,12 @@ const COUNTS: [u64; 3] = [1, 64, 2048];
 /// How often the driver lets go of the device and takes it again.
 const REBINDS: u32 = 3;
 
-/// The tasks of guests. A driver takes the device first, as it does anywhere, and
+/// How many files a monitor may have open: two for each vector, and its own. airlock
+/// sees to that itself; others are refused.
+const FILES: [&str; 2] = ["prlimit", "--nofile=16384"];
+
+/// The tasks of guests. On a monitor whose effort grows with the square of the number,
+/// the last would take hours. A driver takes the device first, as it does anywhere, and
 /// the disk is there again at the latest a millisecond after the driver has found it.
 const TASKS: &str = r#"
 without_driver() {
@@ -28,10 +33,10 @@ without_driver() {
 task_none() { without_driver; }
 task_v1() { without_driver; guest-pci vectors 1b36:0010 1; }
 task_v64() { without_driver; guest-pci vectors 1b36:0010 64; }
-task_v2048() { without_driver; guest-pci vectors 1b36:0010 2048; }
+task_v2048() { without_driver; timeout 60 guest-pci vectors 1b36:0010 2048; }
 task_all() {
     without_driver
-    for count in 1 64 2048; do guest-pci vectors 1b36:0010 $count; done
+    for count in 1 64 2048; do timeout 20 guest-pci vectors 1b36:0010 $count; done
     rebind
     await nvme0n1 test -b /dev/nvme0n1 || return
     marker rebind-begin
@@ -43,6 +48,9 @@ task_all() {
     marker rebind-end
 }
 "#;
+
+/// What a table has where a guest gave up.
+const NOT_IN_TIME: &str = "not in time";
 
 /// Each number's task.
 const SINGLE: [&str; 3] = ["v1,poweroff", "v64,poweroff", "v2048,poweroff"];
@@ -79,8 +87,10 @@ pub struct VectorCalls {
     pub added: Vec<Added>,
 }
 
-fn guest(tasks: &'static str, device: &Given, initrd: &str) -> Guest {
-    Guest::new(tasks).device(device).initrd(initrd)
+fn command(program: Program, tasks: &'static str, device: &Given, initrd: &str) -> Vec<String> {
+    let guest = Guest::new(tasks).device(device).initrd(initrd);
+    let limit = FILES.map(str::to_owned).into_iter();
+    limit.chain(guest.argv(program)).collect()
 }
 
 /// Boots one guest on each monitor that does all of it.
@@ -92,8 +102,8 @@ pub(super) fn times(
     let initrd = tool::initrd(host, "vectors.cpio", TASKS)?;
     let measure = |program: Program| {
         let step = format!("vectors on {program}");
-        let guest = guest("all,poweroff", device, &initrd);
-        let run = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
+        let command = command(program, "all,poweroff", device, &initrd);
+        let run = Step::argv(command).limit(STEP_LIMIT);
         let outcome = host.run(&run).at(&step)?;
         super::guest_was_well(&step, &outcome)?;
         let markers = Markers::of(&outcome.lines);
@@ -115,7 +125,10 @@ fn of(program: Program, markers: &Markers) -> Option<VectorTimes> {
             })
         })
         .collect();
-    if vectors.iter().map(|time| time.count).ne(COUNTS) {
+    // airlock must, and others may leave out what they did not do in time.
+    let counts: Vec<_> = vectors.iter().map(|time| time.count).collect();
+    let is_due = matches!(program, Program::Airlock(_));
+    if (is_due && counts != COUNTS) || !COUNTS.starts_with(&counts) {
         return None;
     }
     let begin = markers.first("rebind-begin")?.ns;
@@ -134,26 +147,35 @@ pub(super) fn calls(
     programs: &[Program],
 ) -> Result<Vec<VectorCalls>, NumbersError> {
     let initrd = tool::initrd(host, "vectors.cpio", TASKS)?;
-    let trace = |program, tasks, told: Option<u64>| {
+    // The calls, and how many vectors the guest has told of.
+    let trace = |program, tasks| -> Result<(Calls, Option<u64>), NumbersError> {
         let step = format!("system calls of {program} for vectors");
+        let mut told = None;
         let check = |outcome: &_| {
             super::guest_was_well(&step, outcome)?;
             let markers = Markers::of(&outcome.lines);
-            let count = markers.first("vectors").and_then(|one| one.number("count"));
-            match count == told {
-                true => Ok(()),
-                false => Err(NumbersError::wrong(
-                    &step,
-                    format!("{count:?} vectors were enabled instead of {told:?}"),
-                )),
-            }
+            told = markers.first("vectors").and_then(|one| one.number("count"));
+            Ok(())
         };
-        calls::trace(host, program, &guest(tasks, device, &initrd), &step, check)
+        let command = command(program, tasks, device, &initrd);
+        let calls = calls::trace(host, program, command, &step, check)?;
+        Ok((calls, told))
     };
     let measure = |program| {
-        let mut calls: Calls = trace(program, "none,poweroff", None)?;
+        let (mut calls, _) = trace(program, "none,poweroff")?;
         for (count, tasks) in COUNTS.into_iter().zip(SINGLE) {
-            calls.add(("vectors", count), &trace(program, tasks, Some(count))?);
+            let (more, told) = trace(program, tasks)?;
+            match (told == Some(count), program) {
+                (true, _) => calls.add(("vectors", count), &more),
+                // Not in time.
+                (false, Program::Peer(_)) if told.is_none() => {}
+                (false, _) => {
+                    return Err(NumbersError::wrong(
+                        &format!("system calls of {program} for vectors"),
+                        format!("{told:?} vectors were enabled instead of {count}"),
+                    ));
+                }
+            }
         }
         Ok(VectorCalls {
             program,
@@ -174,9 +196,10 @@ pub(super) fn show_times(f: &mut Formatter<'_>, all: &[VectorTimes]) -> fmt::Res
     )?;
     for times in all {
         write!(f, "{:<18}", times.program)?;
-        for time in &times.vectors {
-            let told = format!("{:.0} ({:.0})", time.enable, time.disable);
-            write!(f, " {told:>18}")?;
+        for count in COUNTS {
+            let time = times.vectors.iter().find(|time| time.count == count);
+            let told = time.map(|time| format!("{:.0} ({:.0})", time.enable, time.disable));
+            write!(f, " {:>18}", told.as_deref().unwrap_or(NOT_IN_TIME))?;
         }
         writeln!(f, " {:>10.1}", times.rebind)?;
     }
@@ -193,9 +216,11 @@ pub(super) fn show_calls(f: &mut Formatter<'_>, all: &[VectorCalls]) -> fmt::Res
     )?;
     for calls in all {
         write!(f, "{:<18}", calls.program)?;
-        for added in &calls.added {
-            let told = format!("{} ({}), {}", added.ioctl, added.run, added.total);
-            write!(f, " {told:>22}")?;
+        for count in COUNTS {
+            let added = calls.added.iter().find(|added| added.count == count);
+            let told =
+                added.map(|added| format!("{} ({}), {}", added.ioctl, added.run, added.total));
+            write!(f, " {:>22}", told.as_deref().unwrap_or(NOT_IN_TIME))?;
         }
         writeln!(f)?;
     }
@@ -204,6 +229,7 @@ pub(super) fn show_calls(f: &mut Formatter<'_>, all: &[VectorCalls]) -> fmt::Res
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerKind;
     use super::*;
     use crate::host::{Line, Stream};
 
@@ -235,7 +261,12 @@ mod tests {
         assert_eq!(times.vectors[0].enable, 2.0);
         assert_eq!(times.vectors[2].disable, 0.5);
         assert_eq!(times.rebind, 2.0);
-        lines.remove(1);
+        // Others may not come to the last of them, but leave none out before it.
+        let qemu = Program::Peer(PeerKind::Qemu);
+        lines.remove(2);
         assert_eq!(of(Program::BASE, &markers(&lines)), None);
+        assert_eq!(of(qemu, &markers(&lines)).unwrap().vectors.len(), 2);
+        lines.remove(0);
+        assert_eq!(of(qemu, &markers(&lines)), None);
     }
 }

@@ -24,6 +24,14 @@ pub(super) fn version(kind: PeerKind) -> &'static str {
     }
 }
 
+/// What is set for it before it starts: kvmtool wants a home to write to.
+pub(super) fn environment(kind: PeerKind, directory: &str) -> Vec<String> {
+    match kind {
+        PeerKind::Kvmtool => vec!["env".to_owned(), format!("HOME={directory}")],
+        _ => Vec::new(),
+    }
+}
+
 /// Options with a value, which most are.
 fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Vec<String> {
     let words = pairs.into_iter().flat_map(|(name, value)| [name, value]);
@@ -105,6 +113,7 @@ fn crosvm(guest: &Guest) -> Vec<String> {
     words
 }
 
+/// With a console that is no terminal, which versions after 0.12.0 have.
 fn alioth(guest: &Guest) -> Vec<String> {
     let mut words = vec!["boot".to_owned()];
     words.extend(pairs([
@@ -112,6 +121,7 @@ fn alioth(guest: &Guest) -> Vec<String> {
         ("--initramfs", guest.initrd_path()),
         ("--cmdline", &guest.cmdline()),
         ("--cpu", "count=1"),
+        ("--console", "log,path=/dev/stdout,append=true"),
         ("--memory", &format!("size={}M", guest.mib())),
     ]));
     for device in guest.devices() {
@@ -123,11 +133,12 @@ fn alioth(guest: &Guest) -> Vec<String> {
 
 /// Its guests can't switch themselves off.
 fn kvmtool(guest: &Guest) -> Vec<String> {
-    let mut words = vec!["run".to_owned()];
+    let cmdline = guest.cmdline().replace("poweroff", "reboot");
+    let mut words = ["run", "--nodefaults"].map(str::to_owned).to_vec();
     words.extend(pairs([
         ("--kernel", &installed(names::BZIMAGE)),
         ("--initrd", guest.initrd_path()),
-        ("--params", &guest.cmdline().replace("poweroff", "reboot")),
+        ("--params", &format!("{cmdline} reboot=k")),
         ("--cpus", "1"),
         ("--mem", &guest.mib().to_string()),
         ("--network", "mode=none"),

@@ -116,13 +116,14 @@ impl PeerKind {
     pub(super) fn argv(self, guest: &Guest) -> Vec<String> {
         let directory = self.directory();
         let options = command::options(self, guest, &directory);
-        let words = loader(&directory).into_iter().chain([self.file()]);
-        words.chain(options).collect()
+        let words = command::environment(self, &directory).into_iter();
+        let program = loader(&directory).into_iter().chain([self.file()]);
+        words.chain(program).chain(options).collect()
     }
 }
 
-/// What starts a program with the libraries in `directory`: its loader by name, no
-/// variable, and no other process before it.
+/// What starts a program with the libraries in `directory`: its loader by name, and no
+/// other process before it.
 fn loader(directory: &str) -> [String; 3] {
     [
         format!("{directory}/lib/ld-linux-x86-64.so.2"),
