@@ -4,25 +4,26 @@ use std::fmt::{self, Formatter};
 
 use serde::Serialize;
 
-use super::error::{At, NumbersError};
+use super::error::NumbersError;
+use super::field::{Devices, Unable, limited};
 use super::guest::{Given, Guest};
 use super::program::Program;
-use super::{STEP_LIMIT, tool};
-use crate::host::{Host, Step};
+use super::tool;
+use crate::host::Host;
 use crate::markers::Markers;
 
 /// Memory with a PCI function round it (QEMU's ivshmem).
 const FUNCTION: &str = "1af4:1110";
 
-/// One monitor's times, where an instruction takes a nanosecond.
+/// One monitor's times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct BarCost {
     /// Which.
     program: Program,
     /// When the guest has no other device.
-    pub alone: Decoding,
+    pub alone: Option<Decoding>,
     /// When its NVMe may reach the BAR.
-    pub with_peer: Decoding,
+    pub with_peer: Option<Decoding>,
 }
 
 /// How long the guest's write to the command register takes, in milliseconds.
@@ -34,31 +35,44 @@ pub struct Decoding {
     pub off: f64,
 }
 
-/// Boots two guests on each monitor.
+/// Boots two guests on each monitor. A peer that does not come to the end of one is
+/// unable to.
 pub(super) fn measure(
     host: &Host,
     (large, disk): (&Given, &Given),
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<BarCost>, NumbersError> {
     let tasks = format!("task_decode() {{\nguest-pci decode {FUNCTION}\n}}\n");
     let initrd = tool::initrd(host, "bars.cpio", &tasks)?;
-    let boot = |program, guest: Guest| {
+    let mut boot = |program, guest: Guest| {
         let step = format!("a BAR of 16 GiB on {program}");
         let guest = guest.device(large).initrd(&initrd);
-        let run = Step::argv(guest.argv(program)).limit(STEP_LIMIT);
-        let outcome = host.run(&run).at(&step)?;
-        super::guest_was_well(&step, &outcome)?;
-        let told = of(&Markers::of(&outcome.lines));
-        told.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no time"))
+        let outcome = limited(host, &step, guest.argv(program))?;
+        let told = super::guest_was_well(&step, &outcome).and_then(|()| {
+            let told = of(&Markers::of(&outcome.lines));
+            told.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no time"))
+        });
+        match (told, program) {
+            (Ok(told), _) => Ok(Some(told)),
+            (Err(error), Program::Airlock(_)) => Err(error),
+            (Err(error), Program::Peer(_)) => {
+                unable.push(Unable::new(program, Devices::Large, &outcome, &error));
+                Ok(None)
+            }
+        }
     };
-    let measure = |program| {
-        Ok(BarCost {
+    let mut all = Vec::new();
+    for program in programs.iter().copied() {
+        let alone = boot(program, Guest::new("decode,poweroff"))?;
+        let with_peer = boot(program, Guest::new("nvme,decode,poweroff").device(disk))?;
+        all.push(BarCost {
             program,
-            alone: boot(program, Guest::new("decode,poweroff"))?,
-            with_peer: boot(program, Guest::new("nvme,decode,poweroff").device(disk))?,
-        })
-    };
-    programs.iter().copied().map(measure).collect()
+            alone,
+            with_peer,
+        });
+    }
+    Ok(all)
 }
 
 fn of(markers: &Markers) -> Option<Decoding> {
@@ -75,12 +89,15 @@ fn of(markers: &Markers) -> Option<Decoding> {
 pub(super) fn show(f: &mut Formatter<'_>, all: &[BarCost]) -> fmt::Result {
     writeln!(
         f,
-        "\nA BAR of 16 GiB on the same host: ms that the guest waits to turn it on (and off)\n\
+        "\nA BAR of 16 GiB: ms that the guest waits to turn it on (and off)\n\
          {:<18} {:>20} {:>20}",
         "", "alone", "beside an NVMe"
     )?;
     for cost in all {
-        let told = |one: Decoding| format!("{:.2} ({:.2})", one.on, one.off);
+        let told = |one: Option<Decoding>| match one {
+            Some(one) => format!("{:.1} ({:.1})", one.on, one.off),
+            None => "unable".to_owned(),
+        };
         let (alone, with_peer) = (told(cost.alone), told(cost.with_peer));
         writeln!(f, "{:<18} {alone:>20} {with_peer:>20}", cost.program)?;
     }

@@ -13,9 +13,9 @@ use super::{STEP_LIMIT, guest_has_read, guest_was_well};
 use crate::host::{Exit, Host, Outcome, Step};
 use crate::progress::say;
 
-/// How long a peer may take for its first guest, in seconds: several times what any of
-/// them takes.
-const SECONDS: u32 = 120;
+/// How long a peer may take for a guest that it may not be able to boot, in seconds:
+/// many times what any takes that is.
+const SECONDS: u32 = 240;
 /// How `timeout` says that it was too long.
 const TOO_LONG: Exit = Exit::Status(124);
 
@@ -27,7 +27,7 @@ pub enum Devices {
     Nothing,
     /// An NVMe.
     Nvme,
-    /// A function with a BAR of 16 GiB, and an NVMe that may reach it.
+    /// A function with a BAR of 16 GiB, maybe beside an NVMe.
     Large,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Devices {
         f.pad(match self {
             Self::Nothing => "no device",
             Self::Nvme => "an NVMe",
-            Self::Large => "an NVMe and a BAR of 16 GiB",
+            Self::Large => "a BAR of 16 GiB",
         })
     }
 }
@@ -49,6 +49,24 @@ pub struct Unable {
     pub devices: Devices,
     /// How it ended, and the last that it said.
     pub reason: String,
+}
+
+impl Unable {
+    /// Says it at once, too.
+    pub(super) fn new(
+        program: Program,
+        devices: Devices,
+        outcome: &Outcome,
+        error: &NumbersError,
+    ) -> Self {
+        let unable = Self {
+            program,
+            devices,
+            reason: reason(outcome, error),
+        };
+        say(&format!("numbers: {unable}"));
+        unable
+    }
 }
 
 impl fmt::Display for Unable {
@@ -81,23 +99,15 @@ impl Field {
             let mut able = Program::own();
             for program in peers.iter().copied().map(Program::Peer) {
                 let step = format!("first guest of {program} with {devices}");
-                let timeout = ["timeout", "-k", "5", &SECONDS.to_string()].map(str::to_owned);
-                let argv = timeout.into_iter().chain(guest.argv(program));
-                let run = Step::argv(argv).limit(STEP_LIMIT);
-                let outcome = host.run(&run).at(&step)?;
+                let outcome = limited(host, &step, guest.argv(program))?;
                 let well = match devices {
-                    Devices::Nothing => guest_was_well(&step, &outcome),
-                    Devices::Nvme | Devices::Large => guest_has_read(&step, &outcome),
+                    Devices::Nothing | Devices::Large => guest_was_well(&step, &outcome),
+                    Devices::Nvme => guest_has_read(&step, &outcome),
                 };
                 match well {
                     Ok(()) => able.push(program),
                     Err(error) => {
-                        let unable = Unable {
-                            program,
-                            devices: *devices,
-                            reason: reason(&outcome, &error),
-                        };
-                        say(&format!("numbers: {unable}"));
+                        let unable = Unable::new(program, *devices, &outcome, &error);
                         field.unable.push(unable);
                     }
                 }
@@ -112,6 +122,17 @@ impl Field {
         let found = self.able.iter().find(|(known, _)| *known == devices);
         found.map_or_else(Program::own, |(_, able)| able.clone())
     }
+}
+
+/// Runs a command that may not come to its end.
+pub(super) fn limited(
+    host: &Host,
+    step: &str,
+    command: Vec<String>,
+) -> Result<Outcome, NumbersError> {
+    let timeout = ["timeout", "-k", "5", &SECONDS.to_string()].map(str::to_owned);
+    let run = Step::argv(timeout.into_iter().chain(command)).limit(STEP_LIMIT);
+    host.run(&run).at(step)
 }
 
 fn reason(outcome: &Outcome, error: &NumbersError) -> String {

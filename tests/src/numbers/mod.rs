@@ -93,6 +93,8 @@ const LARGE: &str = "large";
 pub enum Part {
     /// Memory that is mapped for a device
     Maps,
+    /// A BAR of 16 GiB
+    Bars,
     /// System calls, and why vCPUs leave the guest
     Calls,
     /// Reads and round trips of guests, beside the nested host's own
@@ -143,7 +145,7 @@ pub fn measure(
     };
     let wanted = |part| parts.contains(&part);
     if parts.iter().any(|part| *part != Part::Counted) {
-        let prepared = prepare(&lab, &machine, &peers, &[Devices::Nothing, Devices::Nvme])?;
+        let prepared = prepare(&lab, &machine, &peers)?;
         prepared.tell(&mut report)?;
         let (host, disk) = (&prepared.host, &prepared.disk);
         let programs = prepared.field.able(Devices::Nvme);
@@ -165,6 +167,11 @@ pub fn measure(
             say("numbers: starts, which takes some minutes");
             report.starts = start::measure(host, disk, &prepared.field, rounds)?;
         }
+        if wanted(Part::Bars) {
+            say("numbers: a BAR of 16 GiB, which takes some minutes");
+            let large = (&prepared.large, disk);
+            report.bars = bars::measure(host, large, &programs, &mut report.unable)?;
+        }
         // Last: the devices are bound anew.
         if wanted(Part::Reads) {
             say("numbers: reads and round trips");
@@ -176,15 +183,12 @@ pub fn measure(
     if wanted(Part::Counted) {
         say("numbers: starts on a host that counts instructions, which takes some minutes");
         let counting = machine.counting_instructions();
-        let guests = [Devices::Nothing, Devices::Nvme, Devices::Large];
-        let prepared = prepare(&lab, &counting, &peers, &guests)?;
+        let prepared = prepare(&lab, &counting, &peers)?;
         prepared.tell(&mut report)?;
         let (host, disk, field) = (&prepared.host, &prepared.disk, &prepared.field);
         let programs = field.able(Devices::Nvme);
         report.rates = rates::measure(host, disk, &programs)?;
         report.vector_times = vectors::times(host, &prepared.many, &programs)?;
-        let large = (&prepared.large, disk);
-        report.bars = bars::measure(host, large, &field.able(Devices::Large))?;
         report.counted = start::measure(host, disk, field, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
@@ -223,13 +227,8 @@ impl Prepared {
     }
 }
 
-/// Boots a nested host, and tries out who can boot guests with each of `devices`.
-fn prepare(
-    lab: &Lab,
-    machine: &Machine,
-    peers: &[Peer],
-    devices: &[Devices],
-) -> Result<Prepared, NumbersError> {
+/// Boots a nested host, and tries out who can boot guests in it.
+fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, NumbersError> {
     let host = lab.boot(machine).at("boot of the nested host")?;
     install_probe(&host)?;
     peer::install_airlock(&host)?;
@@ -243,12 +242,11 @@ fn prepare(
         .at("the devices for VFIO")?;
     let given = |name| Given::named(&host, name);
     let (disk, many, large) = (given(DISK)?, given(MANY)?, given(LARGE)?);
-    let guest = |devices| match devices {
-        Devices::Nothing => Guest::new("poweroff"),
-        Devices::Nvme => Guest::new("nvme,poweroff").device(&disk),
-        Devices::Large => Guest::new("nvme,poweroff").device(&disk).device(&large),
-    };
-    let guests: Vec<_> = devices.iter().map(|one| (*one, guest(*one))).collect();
+    let nvme = Guest::new("nvme,poweroff").device(&disk);
+    let guests = [
+        (Devices::Nothing, Guest::new("poweroff")),
+        (Devices::Nvme, nvme),
+    ];
     let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
     let field = Field::try_out(&host, &kinds, &guests)?;
     Ok(Prepared {

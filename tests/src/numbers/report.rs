@@ -33,7 +33,7 @@ pub struct Report {
     pub rates: Vec<Rates>,
     /// Vectors by their number, on the same host.
     pub vector_times: Vec<VectorTimes>,
-    /// A BAR of 16 GiB, on the same host.
+    /// A BAR of 16 GiB.
     pub bars: Vec<BarCost>,
     /// What guests get of their devices.
     pub reads: Vec<Reads>,
