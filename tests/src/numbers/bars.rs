@@ -5,7 +5,7 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::error::NumbersError;
-use super::field::{Devices, Unable, limited};
+use super::field::{Unable, limited};
 use super::guest::{Given, Guest};
 use super::program::Program;
 use super::tool;
@@ -14,6 +14,9 @@ use crate::markers::Markers;
 
 /// Memory with a PCI function round it (QEMU's ivshmem).
 const FUNCTION: &str = "1af4:1110";
+
+/// What is tried.
+const WHAT: &str = "boot a guest with a BAR of 16 GiB";
 
 /// One monitor's times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -57,7 +60,7 @@ pub(super) fn measure(
             (Ok(told), _) => Ok(Some(told)),
             (Err(error), Program::Airlock(_)) => Err(error),
             (Err(error), Program::Peer(_)) => {
-                unable.push(Unable::new(program, Devices::Large, &outcome, &error));
+                unable.push(Unable::new(program, WHAT, &outcome, &error));
                 Ok(None)
             }
         }

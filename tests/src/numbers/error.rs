@@ -58,6 +58,15 @@ impl NumbersError {
         }
     }
 
+    /// Whether it is what a monitor did, and not the nested host's failure.
+    pub(super) fn is_of_monitor(&self) -> bool {
+        match self {
+            Self::Host { source, .. } => matches!(source, HostError::Failed(_)),
+            Self::Wrong { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::File { path, source }

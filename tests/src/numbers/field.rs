@@ -27,8 +27,6 @@ pub enum Devices {
     Nothing,
     /// An NVMe.
     Nvme,
-    /// A function with a BAR of 16 GiB, maybe beside an NVMe.
-    Large,
 }
 
 impl fmt::Display for Devices {
@@ -36,17 +34,16 @@ impl fmt::Display for Devices {
         f.pad(match self {
             Self::Nothing => "no device",
             Self::Nvme => "an NVMe",
-            Self::Large => "a BAR of 16 GiB",
         })
     }
 }
 
-/// A peer that can't boot a guest.
+/// A peer that can't do something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unable {
     program: Program,
-    /// What the guest was given.
-    pub devices: Devices,
+    /// What it can't.
+    pub what: String,
     /// How it ended, and the last that it said.
     pub reason: String,
 }
@@ -55,13 +52,13 @@ impl Unable {
     /// Says it at once, too.
     pub(super) fn new(
         program: Program,
-        devices: Devices,
+        what: impl Into<String>,
         outcome: &Outcome,
         error: &NumbersError,
     ) -> Self {
         let unable = Self {
             program,
-            devices,
+            what: what.into(),
             reason: reason(outcome, error),
         };
         say(&format!("numbers: {unable}"));
@@ -73,10 +70,10 @@ impl fmt::Display for Unable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             program,
-            devices,
+            what,
             reason,
         } = self;
-        write!(f, "{program} can't boot a guest with {devices}: {reason}")
+        write!(f, "{program} can't {what}: {reason}")
     }
 }
 
@@ -101,13 +98,14 @@ impl Field {
                 let step = format!("first guest of {program} with {devices}");
                 let outcome = limited(host, &step, guest.argv(program))?;
                 let well = match devices {
-                    Devices::Nothing | Devices::Large => guest_was_well(&step, &outcome),
+                    Devices::Nothing => guest_was_well(&step, &outcome),
                     Devices::Nvme => guest_has_read(&step, &outcome),
                 };
                 match well {
                     Ok(()) => able.push(program),
                     Err(error) => {
-                        let unable = Unable::new(program, *devices, &outcome, &error);
+                        let what = format!("boot a guest with {devices}");
+                        let unable = Unable::new(program, what, &outcome, &error);
                         field.unable.push(unable);
                     }
                 }
@@ -163,7 +161,7 @@ mod tests {
         assert_eq!(field.able(Devices::Nvme), Program::own());
         let unable = Unable {
             program: qemu,
-            devices: Devices::Nvme,
+            what: "boot a guest with an NVMe".to_owned(),
             reason: "no".to_owned(),
         };
         assert_eq!(

@@ -188,7 +188,7 @@ pub fn measure(
         let (host, disk, field) = (&prepared.host, &prepared.disk, &prepared.field);
         let programs = field.able(Devices::Nvme);
         report.rates = rates::measure(host, disk, &programs)?;
-        report.vector_times = vectors::times(host, &prepared.many, &programs)?;
+        report.vector_times = vectors::times(host, &prepared.many, &programs, &mut report.unable)?;
         report.counted = start::measure(host, disk, field, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
