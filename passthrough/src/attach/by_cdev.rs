@@ -93,12 +93,23 @@ impl Ioas {
     }
 
     /// Opens `device`, unless its cdev is `given` open, and attaches it.
-    pub(crate) fn attach(
+    #[cfg(test)]
+    pub(super) fn attach(
         &self,
         device: PciAddress,
         given: Option<OwnedFd>,
         token: Option<VfToken>,
     ) -> Result<AttachedDevice, Refusal> {
+        self.open_cdev(device, given)?.attach(token)
+    }
+
+    /// Opens the cdev of `device`, unless it is `given` open. Claims and resets
+    /// nothing.
+    pub(crate) fn open_cdev(
+        &self,
+        device: PciAddress,
+        given: Option<OwnedFd>,
+    ) -> Result<OpenCdev, Refusal> {
         let shared = &self.0;
         let calls = &*shared.calls;
         let file = match given {
@@ -116,21 +127,34 @@ impl Ioas {
                 .map_err(|source| Step::TellKvm.refused(source))?;
         }
         // From here on KVM is told again when it is dropped.
-        let membership = Membership {
-            file: Arc::clone(&file),
+        Ok(OpenCdev(Membership {
+            file,
             shared: Arc::clone(shared),
-        };
+        }))
+    }
+
+    /// Its number in the iommufd.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id
+    }
+}
+
+/// A device's open cdev that is not bound yet. Dropping it closes it.
+pub(crate) struct OpenCdev(Membership);
+
+impl OpenCdev {
+    /// Binds the device, and attaches it to the address space. The kernel resets it,
+    /// which takes a tenth of a second or longer.
+    pub(crate) fn attach(self, token: Option<VfToken>) -> Result<AttachedDevice, Refusal> {
+        let Self(membership) = self;
+        let (shared, file) = (&membership.shared, &membership.file);
+        let calls = &*shared.calls;
         calls
             .bind_iommufd(file.as_fd(), shared.iommufd.as_fd(), token)
             .map_err(|source| Step::BindIommufd.refused(source))?;
         calls
             .attach_ioas(file.as_fd(), shared.id)
             .map_err(|source| Step::AttachIoas.refused(source))?;
-        Ok(AttachedDevice::new(file, membership))
-    }
-
-    /// Its number in the iommufd.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id
+        Ok(AttachedDevice::new(Arc::clone(file), membership))
     }
 }

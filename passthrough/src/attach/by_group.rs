@@ -16,16 +16,16 @@ struct Groups {
     calls: Arc<dyn Calls>,
     /// KVM's VFIO device (linux/kvm.h, `KVM_DEV_TYPE_VFIO`).
     kvm: Option<OwnedFd>,
-    /// How many devices of a group are open, and the group. Those without any
-    /// are not in here.
+    /// How many devices of a group are open or about to be, and the group. Those
+    /// without any are not in here.
     ///
     /// Lock order: innermost. Held while a group comes or goes, so that nobody
     /// takes a container for attached that is losing its last one.
-    open: Mutex<HashMap<u32, (usize, OwnedFd)>>,
+    open: Mutex<HashMap<u32, (usize, Arc<OwnedFd>)>>,
 }
 
 impl Groups {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, (usize, OwnedFd)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, (usize, Arc<OwnedFd>)>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -51,14 +51,14 @@ impl Groups {
     }
 
     /// Undoes [`Self::open_group`]. Its devices are closed.
-    fn close_group(&self, id: u32, group: OwnedFd) {
+    fn close_group(&self, id: u32, group: &OwnedFd) {
         // KVM's hold on the file would keep it open.
         if let Some(kvm) = &self.kvm
             && let Err(error) = self.calls.untell_kvm(kvm.as_fd(), group.as_fd())
         {
             log::error!("KVM does not let IOMMU group {id} go: {error}");
         }
-        leave(&*self.calls, id, &group);
+        leave(&*self.calls, id, group);
     }
 }
 
@@ -137,8 +137,38 @@ impl Drop for Membership {
         if *devices == 0
             && let Some((_, group)) = open.remove(&self.group)
         {
-            self.groups.close_group(self.group, group);
+            // The file closes here, before anybody else can come to open it.
+            self.groups.close_group(self.group, &group);
         }
+    }
+}
+
+/// A group in a container on behalf of one of its devices, which is not open yet.
+/// Dropping it takes that back.
+pub(crate) struct GroupMember(Membership);
+
+impl GroupMember {
+    /// Opens `device`, which is the group's. The kernel resets it, which takes a tenth
+    /// of a second or longer; no lock is held for that.
+    pub(crate) fn open(
+        self,
+        device: PciAddress,
+        token: Option<VfToken>,
+    ) -> Result<AttachedDevice, Refusal> {
+        let Self(membership) = self;
+        let groups = &membership.groups;
+        let known = groups
+            .lock()
+            .get(&membership.group)
+            .map(|(_, group)| Arc::clone(group));
+        // It is there as long as this membership.
+        let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
+        let opened = known.ok_or_else(gone).and_then(|group| {
+            let group = group.as_fd();
+            groups.calls.open_device(group, device, token)
+        });
+        let file = opened.map_err(|source| Step::OpenDevice.refused(source))?;
+        Ok(AttachedDevice::new(Arc::new(file), membership))
     }
 }
 
@@ -204,38 +234,35 @@ impl Container {
 
     /// Opens `device`, a member of group `id`, and brings its group into the
     /// container if it is not there yet: opened, or `given` open.
-    pub(crate) fn attach(
+    #[cfg(test)]
+    pub(super) fn attach(
         &self,
         device: PciAddress,
         id: u32,
         given: Option<OwnedFd>,
         token: Option<VfToken>,
     ) -> Result<AttachedDevice, Refusal> {
+        self.join(id, given)?.open(device, token)
+    }
+
+    /// Brings group `id` into the container for one of its devices, unless it is
+    /// there already: opened, or `given` open. Claims its DMA, and resets nothing.
+    pub(crate) fn join(&self, id: u32, given: Option<OwnedFd>) -> Result<GroupMember, Refusal> {
         let mut open = self.groups.lock();
         let first = open.is_empty();
-        let (devices, group) = match open.remove(&id) {
-            Some(known) => known,
-            None => (0, self.groups.open_group(id, given, self.as_fd(), first)?),
-        };
-        match self.groups.calls.open_device(group.as_fd(), device, token) {
-            Ok(file) => {
-                open.insert(id, (devices + 1, group));
-                let membership = Membership {
-                    group: id,
-                    groups: Arc::clone(&self.groups),
-                    _container: Arc::clone(&self.file),
-                };
-                Ok(AttachedDevice::new(Arc::new(file), membership))
-            }
-            Err(source) => {
-                if devices == 0 {
-                    self.groups.close_group(id, group);
-                } else {
-                    open.insert(id, (devices, group));
-                }
-                Err(Step::OpenDevice.refused(source))
+        match open.get_mut(&id) {
+            Some((devices, _)) => *devices += 1,
+            None => {
+                let group = self.groups.open_group(id, given, self.as_fd(), first)?;
+                open.insert(id, (1, Arc::new(group)));
             }
         }
+        drop(open);
+        Ok(GroupMember(Membership {
+            group: id,
+            groups: Arc::clone(&self.groups),
+            _container: Arc::clone(&self.file),
+        }))
     }
 
     /// Whether a group is in the container. The kernel undoes every map when

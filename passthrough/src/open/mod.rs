@@ -3,6 +3,7 @@
 mod error;
 mod files;
 mod place;
+mod together;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +23,7 @@ use crate::iommu::{AddressSpace, Backend, KernelSpace, SpaceLimits};
 use crate::sys;
 use crate::vfio::{DeviceBackend, KernelDevice, VfToken};
 use place::Place;
+use together::together;
 
 /// A device to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,13 +135,11 @@ fn by_cdev(
     kvm: Option<OwnedFd>,
 ) -> Result<Opened, OpenError> {
     let ioas = Ioas::open(calls, files.iommufd.take(), kvm).map_err(OpenError::of_host)?;
-    let devices = open_all(places, |place| {
-        ioas.attach(
-            place.device,
-            files.devices.remove(&place.device),
-            place.token,
-        )
-    })?;
+    let devices = open_all(
+        places,
+        |place| ioas.open_cdev(place.device, files.devices.remove(&place.device)),
+        |place, cdev| cdev.attach(place.token),
+    )?;
     let limits = sys::ioas_limits(ioas.as_fd(), ioas.id());
     let limits = told(limits)?;
     Ok(Opened {
@@ -157,10 +157,11 @@ fn by_group(
 ) -> Result<Opened, OpenError> {
     let container = Container::open(calls, files.container.take(), kvm);
     let container = container.map_err(OpenError::of_host)?;
-    let devices = open_all(places, |place| {
-        let given = files.groups.remove(&place.group);
-        container.attach(place.device, place.group.0, given, place.token)
-    })?;
+    let devices = open_all(
+        places,
+        |place| container.join(place.group.0, files.groups.remove(&place.group)),
+        |place, member| member.open(place.device, place.token),
+    )?;
     let limits = told(sys::container_limits(container.as_fd()))?;
     let interface = match container.kind() {
         ContainerKind::Vfio => Interface::Type1,
@@ -173,20 +174,28 @@ fn by_group(
     })
 }
 
-/// Attaches the devices one after the other, and asks each what it has.
-fn open_all(
+/// Leads up to each device, one after the other, then attaches all at once and asks
+/// each what it has: a reset takes the kernel a tenth of a second or longer, and those
+/// of different devices go on beside each other.
+fn open_all<P: Send>(
     places: &[Place],
-    mut attach: impl FnMut(&Place) -> Result<AttachedDevice, Refusal>,
+    mut prepare: impl FnMut(&Place) -> Result<P, Refusal>,
+    attach: impl Fn(&Place, P) -> Result<AttachedDevice, Refusal> + Sync,
 ) -> Result<Vec<Arc<dyn DeviceBackend>>, OpenError> {
-    let open_one = |place: &Place| {
-        let device = attach(place).and_then(|attached| {
+    let prepare = |place| match prepare(place) {
+        Ok(prepared) => Ok((place, prepared)),
+        Err(refusal) => Err(OpenError::of_device(place, refusal)),
+    };
+    let prepared = places.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+    let opened = together(prepared, |(place, prepared)| {
+        let device = attach(place, prepared).and_then(|attached| {
             let device = KernelDevice::new(attached);
             device.map_err(|source| Step::DescribeDevice.refused(source))
         });
         let device = device.map_err(|refusal| OpenError::of_device(place, refusal))?;
         Ok(Arc::new(device) as Arc<dyn DeviceBackend>)
-    };
-    places.iter().map(open_one).collect()
+    });
+    opened.into_iter().collect()
 }
 
 fn told(limits: std::io::Result<SpaceLimits>) -> Result<SpaceLimits, OpenError> {
