@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Formatter};
 
-use super::Start;
+use super::{Devices, Start};
 
 const WIDTH: f64 = 860.0;
 /// Room for the names of monitors.
@@ -28,7 +28,7 @@ pub struct Chart<'a> {
 }
 
 impl<'a> Chart<'a> {
-    /// Those of the guest with the device and so much memory.
+    /// Those of the guest with an NVMe and so much memory.
     pub fn new(starts: &'a [Start], memory_mib: u64) -> Self {
         Self { starts, memory_mib }
     }
@@ -38,7 +38,7 @@ impl<'a> Chart<'a> {
         let shown = self
             .starts
             .iter()
-            .filter(|start| start.device && start.memory_mib == self.memory_mib);
+            .filter(|start| start.devices == Devices::Nvme && start.memory_mib == self.memory_mib);
         shown
             .filter_map(|start| {
                 let read = start.read?.median;
@@ -128,11 +128,11 @@ mod tests {
     use super::super::Spread;
     use super::*;
 
-    fn start(ends: [f64; 4], device: bool) -> Start {
+    fn start(ends: [f64; 4], devices: Devices) -> Start {
         let spread = |value| Spread::of(&[value]).unwrap();
         Start::for_test(
             512,
-            device,
+            devices,
             [
                 spread(ends[0]),
                 spread(ends[1]),
@@ -145,8 +145,8 @@ mod tests {
     #[test]
     fn a_row_for_each_monitor_with_the_device() {
         let starts = [
-            start([100.0, 400.0, 500.0, 1000.0], true),
-            start([50.0, 60.0, 70.0, 80.0], false),
+            start([100.0, 400.0, 500.0, 1000.0], Devices::Nvme),
+            start([50.0, 60.0, 70.0, 80.0], Devices::Nothing),
         ];
         let text = Chart::new(&starts, 512).to_string();
         assert_eq!(text.matches("airlock iommufd").count(), 1);

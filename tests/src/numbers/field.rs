@@ -27,6 +27,8 @@ pub enum Devices {
     Nothing,
     /// An NVMe.
     Nvme,
+    /// An NVMe and a network card.
+    NvmeAndNic,
 }
 
 impl fmt::Display for Devices {
@@ -34,6 +36,7 @@ impl fmt::Display for Devices {
         f.pad(match self {
             Self::Nothing => "no device",
             Self::Nvme => "an NVMe",
+            Self::NvmeAndNic => "an NVMe and a NIC",
         })
     }
 }
@@ -99,7 +102,7 @@ impl Field {
                 let outcome = limited(host, &step, guest.argv(program))?;
                 let well = match devices {
                     Devices::Nothing => guest_was_well(&step, &outcome),
-                    Devices::Nvme => guest_has_read(&step, &outcome),
+                    Devices::Nvme | Devices::NvmeAndNic => guest_has_read(&step, &outcome),
                 };
                 match well {
                     Ok(()) => able.push(program),

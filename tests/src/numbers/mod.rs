@@ -165,7 +165,8 @@ pub fn measure(
         }
         if wanted(Part::Starts) {
             say("numbers: starts, which takes some minutes");
-            report.starts = start::measure(host, disk, &prepared.field, rounds)?;
+            let pair = (disk, &prepared.nic);
+            report.starts = start::measure(host, pair, &prepared.field, rounds)?;
         }
         if wanted(Part::Bars) {
             say("numbers: a BAR of 16 GiB, which takes some minutes");
@@ -189,7 +190,7 @@ pub fn measure(
         let programs = field.able(Devices::Nvme);
         report.rates = rates::measure(host, disk, &programs)?;
         report.vector_times = vectors::times(host, &prepared.many, &programs, &mut report.unable)?;
-        report.counted = start::measure(host, disk, field, COUNTED_ROUNDS)?;
+        report.counted = start::measure(host, (disk, &prepared.nic), field, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
     }
@@ -204,6 +205,7 @@ struct Prepared {
     /// Who takes part in what.
     field: Field,
     disk: Given,
+    nic: Given,
     many: Given,
     large: Given,
 }
@@ -241,11 +243,12 @@ fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, Num
     host.bind_vfio(&[DISK, NIC, MANY, LARGE])
         .at("the devices for VFIO")?;
     let given = |name| Given::named(&host, name);
-    let (disk, many, large) = (given(DISK)?, given(MANY)?, given(LARGE)?);
+    let (disk, nic, many, large) = (given(DISK)?, given(NIC)?, given(MANY)?, given(LARGE)?);
     let nvme = Guest::new("nvme,poweroff").device(&disk);
     let guests = [
         (Devices::Nothing, Guest::new("poweroff")),
-        (Devices::Nvme, nvme),
+        (Devices::Nvme, nvme.clone()),
+        (Devices::NvmeAndNic, nvme.device(&nic)),
     ];
     let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
     let field = Field::try_out(&host, &kinds, &guests)?;
@@ -254,6 +257,7 @@ fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, Num
         versions,
         field,
         disk,
+        nic,
         many,
         large,
     })

@@ -13,8 +13,15 @@ use crate::host::{Host, Outcome, Step};
 use crate::markers::Markers;
 use crate::timeline::{Point, Timeline};
 
-/// The guests that are booted: their memory in MiB, and whether they have the device.
-const GUESTS: [(u64, bool); 4] = [(512, false), (512, true), (2048, true), (4096, true)];
+/// The guests that are booted: their memory in MiB, and what they are given.
+const GUESTS: [(u64, Devices); 6] = [
+    (512, Devices::Nothing),
+    (2048, Devices::Nothing),
+    (512, Devices::Nvme),
+    (2048, Devices::Nvme),
+    (4096, Devices::Nvme),
+    (512, Devices::NvmeAndNic),
+];
 
 const TIMELINE: &str = "/run/lab/numbers-timeline.json";
 /// How exact the watcher is, in milliseconds.
@@ -30,8 +37,8 @@ pub struct Start {
     program: Program,
     /// Of guest RAM.
     pub memory_mib: u64,
-    /// Whether an NVMe was assigned.
-    pub device: bool,
+    /// What was assigned.
+    pub devices: Devices,
     /// Until its first vCPU had been in the guest.
     pub entry: Spread,
     /// Until the guest's first program ran.
@@ -71,12 +78,12 @@ impl Start {
     }
 
     #[cfg(test)]
-    pub(super) fn for_test(memory_mib: u64, device: bool, ends: [Spread; 4]) -> Self {
+    pub(super) fn for_test(memory_mib: u64, devices: Devices, ends: [Spread; 4]) -> Self {
         let [entry, init, read, exit] = ends;
         Self {
             program: Program::BASE,
             memory_mib,
-            device,
+            devices,
             entry,
             init,
             read: Some(read),
@@ -122,24 +129,25 @@ impl Samples {
 /// does not count.
 pub(super) fn measure(
     host: &Host,
-    device: &Given,
+    (disk, nic): (&Given, &Given),
     field: &Field,
     rounds: u32,
 ) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
-    for (memory_mib, with_device) in GUESTS {
-        let (guest, programs) = match with_device {
-            true => {
-                let guest = Guest::new("nvme,poweroff").device(device);
-                (guest, field.able(Devices::Nvme))
-            }
-            false => (Guest::new("poweroff"), field.able(Devices::Nothing)),
+    for (memory_mib, devices) in GUESTS {
+        let guest = match devices {
+            Devices::Nothing => Guest::new("poweroff"),
+            Devices::Nvme => Guest::new("nvme,poweroff").device(disk),
+            Devices::NvmeAndNic => Guest::new("nvme,poweroff").device(disk).device(nic),
         };
+        let programs = field.able(devices);
         let guest = guest.memory_mib(memory_mib);
         let mut samples: Vec<_> = programs.iter().map(|_| Samples::default()).collect();
         for round in 0..=rounds {
             for (program, samples) in programs.iter().copied().zip(&mut samples) {
-                let step = format!("start of {program} with {memory_mib} MiB, round {round}");
+                let step = format!(
+                    "start of {program} with {memory_mib} MiB and {devices}, round {round}"
+                );
                 let one = boot(host, &step, &guest, program)?;
                 if round == 0 {
                     continue;
@@ -148,14 +156,14 @@ pub(super) fn measure(
             }
         }
         for (program, samples) in programs.into_iter().zip(samples) {
-            let step = format!("start of {program} with {memory_mib} MiB");
+            let step = format!("start of {program} with {memory_mib} MiB and {devices}");
             let spread = |samples: &[f64]| {
                 Spread::of(samples).ok_or_else(|| NumbersError::wrong(&step, "no round counts"))
             };
             all.push(Start {
                 program,
                 memory_mib,
-                device: with_device,
+                devices,
                 entry: spread(&samples.entry)?,
                 init: spread(&samples.init)?,
                 read: Spread::of(&samples.read),
@@ -288,7 +296,7 @@ mod tests {
             spread(200.0, 202.0),
             spread(400.0, 400.5),
         ];
-        let start = Start::for_test(512, true, ends);
+        let start = Start::for_test(512, Devices::Nvme, ends);
         let (apart, _, what) = start.most_apart().unwrap();
         assert_eq!((apart, what), (0.02, "the guest's init"));
     }

@@ -57,20 +57,19 @@ pub(super) fn show_counted(f: &mut Formatter<'_>, all: &[Start], rounds: u32) ->
 fn rows(f: &mut Formatter<'_>, starts: &[Start]) -> fmt::Result {
     writeln!(
         f,
-        "{:<15} {:<15} {:>18} {:>6} {:>18} {:>6} {:>18} {:>6} {:>20} {:>6}",
+        "{:<27} {:<16} {:>18} {:>6} {:>18} {:>6} {:>18} {:>6} {:>20} {:>6}",
         "guest", "", "first vCPU entry", "", "guest's init", "", "NVMe read", "", "ended", ""
     )?;
     for start in starts {
         let same = |base: &&Start| {
             base.program() == Program::BASE
-                && (base.memory_mib, base.device) == (start.memory_mib, start.device)
+                && (base.memory_mib, base.devices) == (start.memory_mib, start.devices)
         };
         let Some(base) = starts.iter().find(same) else {
             continue;
         };
-        let device = if start.device { "NVMe" } else { "none" };
-        let guest = format!("{} MiB, {device}", start.memory_mib);
-        write!(f, "{guest:<15} {:<15}", start.program())?;
+        let guest = format!("{} MiB, {}", start.memory_mib, start.devices);
+        write!(f, "{guest:<27} {:<16}", start.program())?;
         let times = |value: Spread, base: Spread| times(value.median, base.median);
         for (value, base) in [(start.entry, base.entry), (start.init, base.init)] {
             write!(f, " {value:>18} {:>6}", times(value, base))?;
@@ -82,14 +81,15 @@ fn rows(f: &mut Formatter<'_>, starts: &[Start]) -> fmt::Result {
         let (value, base) = (start.exit, base.exit);
         writeln!(f, " {value:>20} {:>6}", times(value, base))?;
     }
-    for start in starts.iter().filter(|start| start.device) {
+    for start in starts {
         let stamps = start.milestones.iter();
         let stamps: Vec<_> = stamps
-            .map(|(name, at)| format!("{name} {:.0}", at.median))
+            .map(|(name, at)| format!("{name} {:.1}", at.median))
             .collect();
         if !stamps.is_empty() {
             let (memory, program) = (start.memory_mib, start.program());
-            writeln!(f, "{program}, {memory} MiB: {}", stamps.join(", "))?;
+            let (devices, stamps) = (start.devices, stamps.join(", "));
+            writeln!(f, "{program}, {memory} MiB, {devices}: {stamps}")?;
         }
     }
     Ok(())
