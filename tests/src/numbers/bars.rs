@@ -15,6 +15,8 @@ use crate::markers::Markers;
 /// Memory with a PCI function round it (QEMU's ivshmem).
 const FUNCTION: &str = "1af4:1110";
 
+/// How long a guest may take, in seconds: the kernel may look up each page of the BAR.
+const SECONDS: u32 = 300;
 /// What is tried.
 const WHAT: &str = "boot a guest with a BAR of 16 GiB";
 
@@ -51,7 +53,7 @@ pub(super) fn measure(
     let mut boot = |program, guest: Guest| {
         let step = format!("a BAR of 16 GiB on {program}");
         let guest = guest.device(large).initrd(&initrd);
-        let outcome = limited(host, &step, guest.argv(program))?;
+        let outcome = limited(host, &step, SECONDS, guest.argv(program))?;
         let told = super::guest_was_well(&step, &outcome).and_then(|()| {
             let told = of(&Markers::of(&outcome.lines));
             told.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no time"))

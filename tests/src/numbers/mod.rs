@@ -157,7 +157,8 @@ pub fn measure(
             say("numbers: system calls and exits");
             report.calls = calls::measure(host, disk, &programs)?;
             report.exits = exits::measure(host, disk, &programs)?;
-            report.vector_calls = vectors::calls(host, &prepared.many, &programs)?;
+            let many = prepared.field.able(Devices::Vectors);
+            report.vector_calls = vectors::calls(host, &prepared.many, &many)?;
         }
         if wanted(Part::Memory) {
             say("numbers: memory");
@@ -165,8 +166,7 @@ pub fn measure(
         }
         if wanted(Part::Starts) {
             say("numbers: starts, which takes some minutes");
-            let pair = (disk, &prepared.nic);
-            report.starts = start::measure(host, pair, &prepared.field, rounds)?;
+            report.starts = start::measure(&prepared, rounds)?;
         }
         if wanted(Part::Bars) {
             say("numbers: a BAR of 16 GiB, which takes some minutes");
@@ -187,10 +187,10 @@ pub fn measure(
         let prepared = prepare(&lab, &counting, &peers)?;
         prepared.tell(&mut report)?;
         let (host, disk, field) = (&prepared.host, &prepared.disk, &prepared.field);
-        let programs = field.able(Devices::Nvme);
+        let (programs, many) = (field.able(Devices::Nvme), field.able(Devices::Vectors));
         report.rates = rates::measure(host, disk, &programs)?;
-        report.vector_times = vectors::times(host, &prepared.many, &programs, &mut report.unable)?;
-        report.counted = start::measure(host, (disk, &prepared.nic), field, COUNTED_ROUNDS)?;
+        report.vector_times = vectors::times(host, &prepared.many, &many, &mut report.unable)?;
+        report.counted = start::measure(&prepared, COUNTED_ROUNDS)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
     }
@@ -211,6 +211,17 @@ struct Prepared {
 }
 
 impl Prepared {
+    /// A guest with these that reads, if it can, and ends.
+    fn guest(&self, devices: Devices) -> Guest {
+        let nvme = Guest::new("nvme,poweroff");
+        match devices {
+            Devices::Nothing => Guest::new("poweroff"),
+            Devices::Nvme => nvme.device(&self.disk),
+            Devices::NvmeAndNic => nvme.device(&self.disk).device(&self.nic),
+            Devices::Vectors => nvme.device(&self.many),
+        }
+    }
+
     /// Says in the report what runs here.
     fn tell(&self, report: &mut Report) -> Result<(), NumbersError> {
         let release = self.host.shell("uname -r").at("release of the kernel")?;
@@ -221,7 +232,7 @@ impl Prepared {
                 report.unable.push(unable.clone());
             }
         }
-        let guest = Guest::new("nvme,poweroff").device(&self.disk);
+        let guest = self.guest(Devices::Nvme);
         let programs = self.field.able(Devices::Nvme);
         let words = |program: Program| (program, guest.argv(program).join(" "));
         report.commands = programs.into_iter().map(words).collect();
@@ -244,23 +255,19 @@ fn prepare(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Prepared, Num
         .at("the devices for VFIO")?;
     let given = |name| Given::named(&host, name);
     let (disk, nic, many, large) = (given(DISK)?, given(NIC)?, given(MANY)?, given(LARGE)?);
-    let nvme = Guest::new("nvme,poweroff").device(&disk);
-    let guests = [
-        (Devices::Nothing, Guest::new("poweroff")),
-        (Devices::Nvme, nvme.clone()),
-        (Devices::NvmeAndNic, nvme.device(&nic)),
-    ];
     let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
-    let field = Field::try_out(&host, &kinds, &guests)?;
-    Ok(Prepared {
+    let mut prepared = Prepared {
         host,
         versions,
-        field,
+        field: Field::default(),
         disk,
         nic,
         many,
         large,
-    })
+    };
+    let guests = Devices::ALL.map(|one| (one, prepared.guest(one)));
+    prepared.field = Field::try_out(&prepared.host, &kinds, &guests)?;
+    Ok(prepared)
 }
 
 /// Fills memory once and gives it back. What emulates the nested host has a page

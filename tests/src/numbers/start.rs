@@ -3,12 +3,12 @@
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
-use super::field::{Devices, Field};
-use super::guest::{Given, Guest};
+use super::field::Devices;
+use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
 use super::spread::Spread;
-use super::{PROBE, STEP_LIMIT};
+use super::{PROBE, Prepared, STEP_LIMIT};
 use crate::host::{Host, Outcome, Step};
 use crate::markers::Markers;
 use crate::timeline::{Point, Timeline};
@@ -127,20 +127,11 @@ impl Samples {
 
 /// Boots each guest on each monitor, in turns, `rounds` times after one that
 /// does not count.
-pub(super) fn measure(
-    host: &Host,
-    (disk, nic): (&Given, &Given),
-    field: &Field,
-    rounds: u32,
-) -> Result<Vec<Start>, NumbersError> {
+pub(super) fn measure(prepared: &Prepared, rounds: u32) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
     for (memory_mib, devices) in GUESTS {
-        let guest = match devices {
-            Devices::Nothing => Guest::new("poweroff"),
-            Devices::Nvme => Guest::new("nvme,poweroff").device(disk),
-            Devices::NvmeAndNic => Guest::new("nvme,poweroff").device(disk).device(nic),
-        };
-        let programs = field.able(devices);
+        let guest = prepared.guest(devices);
+        let programs = prepared.field.able(devices);
         let guest = guest.memory_mib(memory_mib);
         let mut samples: Vec<_> = programs.iter().map(|_| Samples::default()).collect();
         for round in 0..=rounds {
@@ -148,7 +139,7 @@ pub(super) fn measure(
                 let step = format!(
                     "start of {program} with {memory_mib} MiB and {devices}, round {round}"
                 );
-                let one = boot(host, &step, &guest, program)?;
+                let one = boot(&prepared.host, &step, &guest, program)?;
                 if round == 0 {
                     continue;
                 }

@@ -21,7 +21,7 @@ const REBINDS: u32 = 3;
 
 /// How monitors are started: with an end, should they not come to it, and with enough
 /// files, two for each vector and their own. airlock sees to these itself.
-const BEFORE: [&str; 6] = ["timeout", "-k", "5", "240", "prlimit", "--nofile=16384"];
+const BEFORE: [&str; 6] = ["timeout", "-k", "5", "120", "prlimit", "--nofile=16384"];
 
 /// The tasks of guests. On a monitor whose effort grows with the square of the number,
 /// the last would take hours. A driver takes the device first, as it does anywhere, and
