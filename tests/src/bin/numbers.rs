@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::kernel::KernelVersion;
-use lab::numbers::{self, Pages, Part, Peer, inside};
+use lab::numbers::{self, Pages, Part, Peer, Report, inside};
 
 /// Measures what it costs to give a device and memory to a guest, beside QEMU,
 /// and prints one table. Everything runs in nested hosts, and takes most of an
@@ -86,7 +86,13 @@ fn measure(cli: &Cli) -> inside::Result<ExitCode> {
         [] => Part::value_variants(),
         parts => parts,
     };
-    let report = numbers::measure(kernel, cli.rounds, &cli.peers, parts)?;
+    let mut report = Report::default();
+    let measured = numbers::measure(kernel, cli.rounds, &cli.peers, parts, &mut report);
+    if report.kernel.is_empty()
+        && let Err(error) = measured
+    {
+        return Err(error.into());
+    }
     let write = |path: &Path, text: String| {
         fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
     };
@@ -97,6 +103,7 @@ fn measure(cli: &Cli) -> inside::Result<ExitCode> {
         write(path, report.chart().to_string())?;
     }
     write!(io::stdout(), "{report}")?;
+    measured?;
     Ok(ExitCode::SUCCESS)
 }
 

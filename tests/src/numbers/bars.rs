@@ -62,7 +62,7 @@ pub(super) fn measure(
             (Ok(told), _) => Ok(Some(told)),
             (Err(error), Program::Airlock(_)) => Err(error),
             (Err(error), Program::Peer(_)) => {
-                unable.push(Unable::new(program, WHAT, &outcome, &error));
+                unable.push(Unable::new(program, WHAT, &error));
                 Ok(None)
             }
         }

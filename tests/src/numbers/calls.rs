@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
+use super::field::{Unable, each};
 use super::guest::{GUEST_MIB, Given, Guest};
 use super::peer::PeerKind;
 use super::program::Program;
@@ -111,6 +112,7 @@ pub(super) fn measure(
     host: &Host,
     device: &Given,
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<Calls>, NumbersError> {
     let trace = |program, tasks| {
         let step = format!("system calls of {program}");
@@ -125,7 +127,7 @@ pub(super) fn measure(
         }
         Ok(calls)
     };
-    programs.iter().copied().map(measure).collect()
+    each(programs, unable, "be traced", measure)
 }
 
 /// Runs a program's command line below `strace`; `check` says whether it did what it was to.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
+use super::field::{Unable, each};
 use super::guest::{Given, Guest};
 use super::program::Program;
 use crate::host::{Host, Step};
@@ -47,6 +48,7 @@ pub(super) fn measure(
     host: &Host,
     device: &Given,
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<Exits>, NumbersError> {
     let initrd = host
         .guest_initrd("exits.cpio", &[], TASKS)
@@ -75,7 +77,7 @@ pub(super) fn measure(
             reads,
         })
     };
-    programs.iter().copied().map(measure).collect()
+    each(programs, unable, "have its exits counted", measure)
 }
 
 /// A line each, in the order of [`KINDS`].

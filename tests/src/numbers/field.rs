@@ -10,7 +10,8 @@ use super::guest::Guest;
 use super::peer::PeerKind;
 use super::program::Program;
 use super::{STEP_LIMIT, guest_has_read, guest_was_well};
-use crate::host::{Exit, Host, Outcome, Step};
+use crate::host::{Exit, Host, HostError, Outcome, Step};
+use crate::markers::Markers;
 use crate::progress::say;
 
 /// How long a peer may take for a guest that it may not be able to boot, in seconds:
@@ -60,16 +61,11 @@ pub struct Unable {
 
 impl Unable {
     /// Says it at once, too.
-    pub(super) fn new(
-        program: Program,
-        what: impl Into<String>,
-        outcome: &Outcome,
-        error: &NumbersError,
-    ) -> Self {
+    pub(super) fn new(program: Program, what: impl Into<String>, error: &NumbersError) -> Self {
         let unable = Self {
             program,
             what: what.into(),
-            reason: reason(outcome, error),
+            reason: reason(error),
         };
         say(&format!("numbers: {unable}"));
         unable
@@ -108,7 +104,7 @@ impl Field {
                 let step = format!("first guest of {program} with {devices}");
                 let outcome = limited(host, &step, SECONDS, guest.argv(program))?;
                 let well = match devices {
-                    Devices::Nothing => guest_was_well(&step, &outcome),
+                    Devices::Nothing => guest_has_begun(&step, &outcome),
                     Devices::Nvme | Devices::NvmeAndNic | Devices::Vectors => {
                         guest_has_read(&step, &outcome)
                     }
@@ -117,7 +113,7 @@ impl Field {
                     Ok(()) => able.push(program),
                     Err(error) => {
                         let what = format!("boot a guest with {devices}");
-                        let unable = Unable::new(program, what, &outcome, &error);
+                        let unable = Unable::new(program, what, &error);
                         field.unable.push(unable);
                     }
                 }
@@ -146,14 +142,51 @@ pub(super) fn limited(
     host.run(&run).at(step)
 }
 
-fn reason(outcome: &Outcome, error: &NumbersError) -> String {
+/// The monitor ended well, and its guest's init ran.
+fn guest_has_begun(step: &str, outcome: &Outcome) -> Result<(), NumbersError> {
+    guest_was_well(step, outcome)?;
+    match Markers::of(&outcome.lines).first("init") {
+        Some(_) => Ok(()),
+        None => Err(NumbersError::wrong(step, "the guest never said 'init'")),
+    }
+}
+
+/// Measures each of `programs`. A peer that does not do `what` is unable to, and left
+/// out.
+pub(super) fn each<T>(
+    programs: &[Program],
+    unable: &mut Vec<Unable>,
+    what: &str,
+    mut measure: impl FnMut(Program) -> Result<T, NumbersError>,
+) -> Result<Vec<T>, NumbersError> {
+    let mut all = Vec::new();
+    for program in programs.iter().copied() {
+        match (measure(program), program) {
+            (Ok(one), _) => all.push(one),
+            (Err(error), Program::Peer(_)) if error.is_of_monitor() => {
+                unable.push(Unable::new(program, what, &error));
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn reason(error: &NumbersError) -> String {
+    let outcome = match error {
+        NumbersError::Host {
+            source: HostError::Failed(outcome),
+            ..
+        } => outcome,
+        NumbersError::Wrong { reason, .. } => return reason.clone(),
+        other => return other.to_string(),
+    };
     let said = outcome.lines.iter().rev().map(|line| line.text.trim());
     let last = said.into_iter().find(|text| !text.is_empty());
     let last = last.unwrap_or("it said nothing");
-    match (&outcome.exit, error) {
-        (&TOO_LONG, _) => format!("not at its end in time; the last line: {last}"),
-        (_, NumbersError::Wrong { reason, .. }) => format!("{reason}; the last line: {last}"),
-        (exit, _) => format!("{exit:?}; the last line: {last}"),
+    match &outcome.exit {
+        &TOO_LONG => format!("not at its end in time; the last line: {last}"),
+        exit => format!("{exit:?}; the last line: {last}"),
     }
 }
 

@@ -108,7 +108,8 @@ pub enum Part {
 }
 
 /// Measures `parts` on a nested host with `kernel`, on airlock, QEMU and `peers`; each
-/// start counts `rounds` times. Tells on standard error what it is at.
+/// start counts `rounds` times. Tells on standard error what it is at. What was
+/// measured is in `report` also when something fails.
 ///
 /// # Errors
 /// [`NumbersError`] with the name of the first measurement that fails.
@@ -117,7 +118,8 @@ pub fn measure(
     rounds: u32,
     peers: &[Peer],
     parts: &[Part],
-) -> Result<Report, NumbersError> {
+    report: &mut Report,
+) -> Result<(), NumbersError> {
     prerequisites::ensure(&Cache::open()?, prerequisites::NUMBERS)?;
     let lab = Lab::prepare()?;
     let machine = Machine::new("numbers")
@@ -138,63 +140,76 @@ pub fn measure(
     if peers.iter().all(|peer| peer.kind != PeerKind::Qemu) {
         peers.insert(0, Peer::qemu());
     }
-    let mut report = Report {
-        rounds,
-        counted_rounds: COUNTED_ROUNDS,
-        ..Report::default()
-    };
-    let wanted = |part| parts.contains(&part);
+    report.rounds = rounds;
+    report.counted_rounds = COUNTED_ROUNDS;
     if parts.iter().any(|part| *part != Part::Counted) {
         let prepared = prepare(&lab, &machine, &peers)?;
-        prepared.tell(&mut report)?;
-        let (host, disk) = (&prepared.host, &prepared.disk);
-        let programs = prepared.field.able(Devices::Nvme);
-        if wanted(Part::Maps) {
-            say("numbers: maps for devices");
-            report.maps = maps::measure(host, disk)?;
-        }
-        if wanted(Part::Calls) {
-            say("numbers: system calls and exits");
-            report.calls = calls::measure(host, disk, &programs)?;
-            report.exits = exits::measure(host, disk, &programs)?;
-            let many = prepared.field.able(Devices::Vectors);
-            report.vector_calls = vectors::calls(host, &prepared.many, &many)?;
-        }
-        if wanted(Part::Memory) {
-            say("numbers: memory");
-            report.memory = resident::measure(host, disk, &programs)?;
-        }
-        if wanted(Part::Starts) {
-            say("numbers: starts, which takes some minutes");
-            report.starts = start::measure(&prepared, rounds)?;
-        }
-        if wanted(Part::Bars) {
-            say("numbers: a BAR of 16 GiB, which takes some minutes");
-            let large = (&prepared.large, disk);
-            report.bars = bars::measure(host, large, &programs, &mut report.unable)?;
-        }
-        // Last: the devices are bound anew.
-        if wanted(Part::Reads) {
-            say("numbers: reads and round trips");
-            report.reads = reads::measure(host, DISK, NIC, &programs)?;
-        }
+        prepared.tell(report)?;
+        while_time_goes_by(&prepared, parts, report)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
     }
-    if wanted(Part::Counted) {
-        say("numbers: starts on a host that counts instructions, which takes some minutes");
-        let counting = machine.counting_instructions();
-        let prepared = prepare(&lab, &counting, &peers)?;
-        prepared.tell(&mut report)?;
-        let (host, disk, field) = (&prepared.host, &prepared.disk, &prepared.field);
-        let (programs, many) = (field.able(Devices::Nvme), field.able(Devices::Vectors));
-        report.rates = rates::measure(host, disk, &programs)?;
-        report.vector_times = vectors::times(host, &prepared.many, &many, &mut report.unable)?;
-        report.counted = start::measure(&prepared, COUNTED_ROUNDS)?;
+    if parts.contains(&Part::Counted) {
+        say("numbers: on a host that counts instructions, which takes some minutes");
+        let prepared = prepare(&lab, &machine.counting_instructions(), &peers)?;
+        prepared.tell(report)?;
+        where_instructions_count(&prepared, report)?;
         let host = prepared.host;
         host.shutdown().at("power-off of the nested host")?;
     }
-    Ok(report)
+    Ok(())
+}
+
+fn while_time_goes_by(
+    prepared: &Prepared,
+    parts: &[Part],
+    report: &mut Report,
+) -> Result<(), NumbersError> {
+    let wanted = |part| parts.contains(&part);
+    let (host, disk) = (&prepared.host, &prepared.disk);
+    let programs = prepared.field.able(Devices::Nvme);
+    let unable = &mut report.unable;
+    if wanted(Part::Maps) {
+        say("numbers: maps for devices");
+        report.maps = maps::measure(host, disk)?;
+    }
+    if wanted(Part::Memory) {
+        say("numbers: memory");
+        report.memory = resident::measure(host, disk, &programs, unable)?;
+    }
+    if wanted(Part::Starts) {
+        say("numbers: starts, which takes some minutes");
+        report.starts = start::measure(prepared, report.rounds, unable)?;
+    }
+    if wanted(Part::Calls) {
+        say("numbers: system calls and exits, which takes some minutes");
+        report.calls = calls::measure(host, disk, &programs, unable)?;
+        report.exits = exits::measure(host, disk, &programs, unable)?;
+        let many = prepared.field.able(Devices::Vectors);
+        report.vector_calls = vectors::calls(host, &prepared.many, &many)?;
+    }
+    if wanted(Part::Bars) {
+        say("numbers: a BAR of 16 GiB, which takes some minutes");
+        let large = (&prepared.large, disk);
+        report.bars = bars::measure(host, large, &programs, unable)?;
+    }
+    // Last: the devices are bound anew.
+    if wanted(Part::Reads) {
+        say("numbers: reads and round trips");
+        report.reads = reads::measure(host, DISK, NIC, &programs)?;
+    }
+    Ok(())
+}
+
+fn where_instructions_count(prepared: &Prepared, report: &mut Report) -> Result<(), NumbersError> {
+    let (host, field) = (&prepared.host, &prepared.field);
+    let unable = &mut report.unable;
+    let programs = field.able(Devices::Nvme);
+    report.counted = start::measure(prepared, COUNTED_ROUNDS, unable)?;
+    report.rates = rates::measure(host, &prepared.disk, &programs, unable)?;
+    let many = field.able(Devices::Vectors);
+    report.vector_times = vectors::times(host, &prepared.many, &many, unable)?;
+    Ok(())
 }
 
 /// A nested host with all that is measured in it.

@@ -5,6 +5,7 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
+use super::field::{Unable, each};
 use super::guest::{Given, Guest};
 use super::program::Program;
 use super::{STEP_LIMIT, tool};
@@ -31,6 +32,7 @@ pub(super) fn measure(
     host: &Host,
     device: &Given,
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<Rates>, NumbersError> {
     let tasks = "task_rates() {\nguest-pci rates 1b36:0010\n}\n";
     let initrd = tool::initrd(host, "rates.cpio", tasks)?;
@@ -55,7 +57,7 @@ pub(super) fn measure(
         });
         rates.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no rates"))
     };
-    programs.iter().copied().map(measure).collect()
+    each(programs, unable, "have single accesses timed", measure)
 }
 
 /// The table.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::STEP_LIMIT;
 use super::error::{At, NumbersError};
+use super::field::{Unable, each};
 use super::guest::{GUEST_MIB, Given, Guest};
 use super::program::Program;
 use super::report::verdict;
@@ -49,6 +50,7 @@ pub(super) fn measure(
     host: &Host,
     device: &Given,
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<Resident>, NumbersError> {
     let measure = |program| {
         let step = format!("memory of {program}");
@@ -69,7 +71,7 @@ pub(super) fn measure(
         super::guest_has_read(&step, &outcome)?;
         of(program, &smaps, &counts).map_err(|reason| NumbersError::wrong(&step, reason))
     };
-    programs.iter().copied().map(measure).collect()
+    each(programs, unable, "have its memory counted", measure)
 }
 
 /// Sums up what is neither guest RAM nor a device's. `counts` has the threads and the

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
-use super::field::Devices;
+use super::field::{Devices, Unable, each};
 use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
@@ -127,26 +127,35 @@ impl Samples {
 
 /// Boots each guest on each monitor, in turns, `rounds` times after one that
 /// does not count.
-pub(super) fn measure(prepared: &Prepared, rounds: u32) -> Result<Vec<Start>, NumbersError> {
+pub(super) fn measure(
+    prepared: &Prepared,
+    rounds: u32,
+    unable: &mut Vec<Unable>,
+) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
     for (memory_mib, devices) in GUESTS {
         let guest = prepared.guest(devices);
         let programs = prepared.field.able(devices);
         let guest = guest.memory_mib(memory_mib);
-        let mut samples: Vec<_> = programs.iter().map(|_| Samples::default()).collect();
+        let mut samples: Vec<_> = programs
+            .into_iter()
+            .map(|program| (program, Samples::default()))
+            .collect();
         for round in 0..=rounds {
-            for (program, samples) in programs.iter().copied().zip(&mut samples) {
-                let step = format!(
-                    "start of {program} with {memory_mib} MiB and {devices}, round {round}"
-                );
-                let one = boot(&prepared.host, &step, &guest, program)?;
-                if round == 0 {
-                    continue;
+            let mut failed = Vec::new();
+            for (program, samples) in &mut samples {
+                let what = format!("boot a guest of {memory_mib} MiB with {devices} again");
+                let step = format!("start of {program}, round {round}");
+                let boot = |program| boot(&prepared.host, &step, &guest, program);
+                match each(&[*program], unable, &what, boot)?.pop() {
+                    Some(one) if round > 0 => samples.add(one),
+                    Some(_) => {}
+                    None => failed.push(*program),
                 }
-                samples.add(one);
             }
+            samples.retain(|(program, _)| !failed.contains(program));
         }
-        for (program, samples) in programs.into_iter().zip(samples) {
+        for (program, samples) in samples {
             let step = format!("start of {program} with {memory_mib} MiB and {devices}");
             let spread = |samples: &[f64]| {
                 Spread::of(samples).ok_or_else(|| NumbersError::wrong(&step, "no round counts"))

@@ -126,7 +126,7 @@ pub(super) fn times(
             (Ok(()), _) => {}
             (Err(error), Program::Airlock(_)) => return Err(error),
             (Err(error), Program::Peer(_)) => {
-                unable.push(Unable::new(program, WHAT, &outcome, &error));
+                unable.push(Unable::new(program, WHAT, &error));
             }
         }
         Ok(times)
