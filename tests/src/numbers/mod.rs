@@ -196,7 +196,8 @@ fn while_time_goes_by(
     // Last: the devices are bound anew.
     if wanted(Part::Reads) {
         say("numbers: reads and round trips");
-        report.reads = reads::measure(host, DISK, NIC, &programs)?;
+        let both = prepared.field.able(Devices::NvmeAndNic);
+        report.reads = reads::measure(host, DISK, NIC, &both)?;
     }
     Ok(())
 }
