@@ -16,7 +16,7 @@ use crate::progress::say;
 
 /// How long a peer may take for a guest that it may not be able to boot, in seconds:
 /// several times what any takes that is.
-const SECONDS: u32 = 30;
+pub(super) const SECONDS: u32 = 30;
 /// How `timeout` says that it was too long.
 const TOO_LONG: Exit = Exit::Status(124);
 

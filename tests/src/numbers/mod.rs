@@ -77,7 +77,7 @@ const HOST_MIB: u32 = 6144;
 const TOUCHED_MIB: u32 = 4700;
 /// The longest that one guest, or one kind of memory, may take: several times
 /// what it takes, for a busy machine.
-const STEP_LIMIT: Duration = Duration::from_secs(480);
+const STEP_LIMIT: Duration = Duration::from_secs(600);
 /// This command in the nested host.
 const PROBE: &str = "/run/lab/numbers";
 const DISK: &str = "disk";

@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::error::{At, NumbersError};
-use super::field::{Devices, Unable, each};
+use super::field::{Devices, SECONDS, Unable, each, limited};
 use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
 use super::spread::Spread;
-use super::{PROBE, Prepared, STEP_LIMIT};
-use crate::host::{Host, Outcome, Step};
+use super::{PROBE, Prepared};
+use crate::host::{Host, Outcome};
 use crate::markers::Markers;
 use crate::timeline::{Point, Timeline};
 
@@ -193,8 +193,8 @@ fn boot(host: &Host, step: &str, guest: &Guest, program: Program) -> Result<One,
     // At once when it's time to look, but not the monitor that it starts.
     let watcher = ["chrt", "--reset-on-fork", "--fifo", "1"];
     let words = watcher.into_iter().chain([PROBE, "inside", "watch", "--"]);
-    let words = words.map(str::to_owned).chain(command);
-    let outcome = host.run(&Step::argv(words).limit(STEP_LIMIT)).at(step)?;
+    let words = words.map(str::to_owned).chain(command).collect();
+    let outcome = limited(host, step, SECONDS, words)?;
     let wrong = |reason: String| NumbersError::wrong(step, reason);
     let watched = answer(&outcome).map_err(wrong)?;
     let after = |marker| marker_after(&outcome, marker, watched.started).map_err(wrong);
