@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
+use super::PROBE;
 use super::error::{At, NumbersError};
 use super::field::{Devices, SECONDS, Unable, each, limited};
 use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
 use super::spread::Spread;
-use super::{PROBE, Prepared};
+use super::stage::Stage;
 use crate::host::{Host, Outcome};
 use crate::markers::Markers;
 use crate::timeline::{Point, Timeline};
@@ -128,14 +129,14 @@ impl Samples {
 /// Boots each guest on each monitor, in turns, `rounds` times after one that
 /// does not count.
 pub(super) fn measure(
-    prepared: &Prepared,
+    stage: &Stage,
     rounds: u32,
     unable: &mut Vec<Unable>,
 ) -> Result<Vec<Start>, NumbersError> {
     let mut all = Vec::new();
     for (memory_mib, devices) in GUESTS {
-        let guest = prepared.guest(devices);
-        let programs = prepared.field.able(devices);
+        let guest = stage.guest(devices);
+        let programs = stage.field.able(devices);
         let guest = guest.memory_mib(memory_mib);
         let mut samples: Vec<_> = programs
             .into_iter()
@@ -146,7 +147,7 @@ pub(super) fn measure(
             for (program, samples) in &mut samples {
                 let what = format!("boot a guest of {memory_mib} MiB with {devices} again");
                 let step = format!("start of {program}, round {round}");
-                let boot = |program| boot(&prepared.host, &step, &guest, program);
+                let boot = |program| boot(&stage.host, &step, &guest, program);
                 match each(&[*program], unable, &what, boot)?.pop() {
                     Some(one) if round > 0 => samples.add(one),
                     Some(_) => {}
