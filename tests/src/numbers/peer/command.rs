@@ -97,8 +97,12 @@ fn crosvm(guest: &Guest) -> Vec<String> {
         ("--core-scheduling", "false"),
         ("--serial", "type=stdout,hardware=serial,num=1,console=true"),
     ]));
-    for device in guest.devices() {
-        let path = format!("/sys/bus/pci/devices/{},iommu=off", device.address);
+    // On its root bus: it would make a root port for each.
+    for (slot, device) in (5..).zip(guest.devices()) {
+        let path = format!(
+            "/sys/bus/pci/devices/{},guest-address=00:{slot:02x}.0,iommu=off",
+            device.address
+        );
         words.extend(pairs([("--vfio", &path)]));
     }
     words.push(installed(names::BZIMAGE));
