@@ -11,6 +11,9 @@
 //!    device opened: reset                      attached to the IOAS
 //! ```
 //!
+//! The last step by group, and the last two by cdev, are taken for all devices at the
+//! same time: a reset is a wait of a tenth of a second or longer.
+//!
 //! A step that fails undoes those before it. What is open closes when its last
 //! user is dropped, in the order of the drawing from the bottom up.
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use devices::pci::PciAddress;
 
+use super::by_group::GroupMember;
 use super::fake_kernel::FakeKernel;
 use super::{AttachedDevice, Calls, Container, Ioas, Refusal};
 
@@ -32,11 +33,37 @@ fn by_cdev(kernel: &FakeKernel) -> Result<Vec<AttachedDevice>, Refusal> {
     DEVICES.into_iter().map(attach).collect()
 }
 
+/// As [`crate::open`] does: all groups joined before a device is opened, and these
+/// from the last on.
+fn by_group_at_once(kernel: &FakeKernel) -> Result<Vec<AttachedDevice>, Refusal> {
+    let kvm = kernel.given("kvm");
+    let container = Container::open(calls(kernel), None, Some(kvm))?;
+    let join = |(device, group)| Ok((device, container.join(group, None)?));
+    let joined: Vec<_> = DEVICES.into_iter().map(join).collect::<Result<_, _>>()?;
+    let open = |(device, member): (_, GroupMember)| member.open(address(device), None);
+    let opened: Vec<_> = joined.into_iter().rev().map(open).collect();
+    opened.into_iter().rev().collect()
+}
+
+/// The same by the devices' own files.
+fn by_cdev_at_once(kernel: &FakeKernel) -> Result<Vec<AttachedDevice>, Refusal> {
+    let kvm = kernel.given("kvm");
+    let ioas = Ioas::open(calls(kernel), None, Some(kvm))?;
+    let open = |(device, _)| ioas.open_cdev(address(device), None);
+    let cdevs: Vec<_> = DEVICES.into_iter().map(open).collect::<Result<_, _>>()?;
+    let attached: Vec<_> = cdevs
+        .into_iter()
+        .rev()
+        .map(|cdev| cdev.attach(None))
+        .collect();
+    attached.into_iter().rev().collect()
+}
+
 fn calls(kernel: &FakeKernel) -> Arc<dyn Calls> {
     Arc::new(kernel.clone())
 }
 
-const WAYS: [Take; 2] = [by_group, by_cdev];
+const WAYS: [Take; 4] = [by_group, by_cdev, by_group_at_once, by_cdev_at_once];
 
 fn assert_as_before(kernel: &FakeKernel, what: &str) {
     let log = kernel.log();

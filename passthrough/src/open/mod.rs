@@ -108,7 +108,8 @@ pub struct Opened {
 
 /// Opens devices and puts them into one new address space.
 ///
-/// The kernel resets each device when it opens.
+/// The kernel resets each device when it opens, which is done for all at the same
+/// time, in a thread each.
 ///
 /// # Errors
 /// [`OpenError`]: what the kernel refused, why, and what to do. Everything is
