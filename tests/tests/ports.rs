@@ -58,14 +58,14 @@ fn resets_by_the_guest(backend: Backend) {
 }
 
 /// The NIC's registers go round in its port's window, over its other BARs and
-/// back, while another CPU reads from the disk.
+/// back, while another CPU reads from the disk. On one CPU of the host, which goes
+/// from one to the other: see [`Machine::cpus`].
 fn moves_under_load(backend: Backend) {
     const PLACES: [u64; 4] = [0xc01a_0000, 0xc016_0000, 0xc01c_0000, 0xc014_0000];
     const ROUNDS: usize = 8;
     let disk = Disk::seeded(16 << 20, 18);
     let written = disk.digest(BYTES).unwrap().to_string();
     let machine = Machine::new(format!("moves-{backend}"))
-        .cpus(2)
         .device(Device::nvme("disk", disk))
         .device(Device::e1000e("nic"));
     scenario(&machine, |host| {
@@ -83,7 +83,8 @@ fn moves_under_load(backend: Backend) {
             .device(host.address("disk")?)
             .device(host.address("nic")?);
         let outcome = host.run(&run.step())?;
-        assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+        let said = (&outcome.stderr, &outcome.stdout);
+        assert_eq!(outcome.exit, Exit::Status(0), "{said:#?}");
         assert!(!outcome.stderr.contains("slow"), "{}", outcome.stderr);
         let markers = Markers::of(&outcome.lines);
         // The device control register. Flow control comes on by itself once the
