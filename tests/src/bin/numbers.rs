@@ -11,7 +11,7 @@ use lab::kernel::KernelVersion;
 use lab::numbers::{self, Pages, Part, Peer, Report, inside};
 
 /// Measures what it costs to give a device and memory to a guest, beside QEMU,
-/// and prints one table. Everything runs in nested hosts, and takes most of an
+/// and prints one table. Everything runs in nested hosts, and takes more than an
 /// hour.
 #[derive(Debug, Parser)]
 #[command(name = "numbers", max_term_width = 100)]
