@@ -5,7 +5,7 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::error::NumbersError;
-use super::field::{Unable, limited};
+use super::field::{Unable, excused, limited};
 use super::guest::{Given, Guest};
 use super::program::Program;
 use super::tool;
@@ -58,14 +58,7 @@ pub(super) fn measure(
             let told = of(&Markers::of(&outcome.lines));
             told.ok_or_else(|| NumbersError::wrong(&step, "the guest told of no time"))
         });
-        match (told, program) {
-            (Ok(told), _) => Ok(Some(told)),
-            (Err(error), Program::Airlock(_)) => Err(error),
-            (Err(error), Program::Peer(_)) => {
-                unable.push(Unable::new(program, WHAT, &error));
-                Ok(None)
-            }
-        }
+        excused(program, unable, WHAT, told)
     };
     let mut all = Vec::new();
     for program in programs.iter().copied() {

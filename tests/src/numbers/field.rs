@@ -61,10 +61,10 @@ pub struct Unable {
 
 impl Unable {
     /// Says it at once, too.
-    pub(super) fn new(program: Program, what: impl Into<String>, error: &NumbersError) -> Self {
+    fn new(program: Program, what: &str, error: &NumbersError) -> Self {
         let unable = Self {
             program,
-            what: what.into(),
+            what: what.to_owned(),
             reason: reason(error),
         };
         say(&format!("numbers: {unable}"));
@@ -109,13 +109,9 @@ impl Field {
                         guest_has_read(&step, &outcome)
                     }
                 };
-                match well {
-                    Ok(()) => able.push(program),
-                    Err(error) => {
-                        let what = format!("boot a guest with {devices}");
-                        let unable = Unable::new(program, what, &error);
-                        field.unable.push(unable);
-                    }
+                let what = format!("boot a guest with {devices}");
+                if excused(program, &mut field.unable, &what, well)?.is_some() {
+                    able.push(program);
                 }
             }
             field.able.push((*devices, able));
@@ -161,15 +157,29 @@ pub(super) fn each<T>(
 ) -> Result<Vec<T>, NumbersError> {
     let mut all = Vec::new();
     for program in programs.iter().copied() {
-        match (measure(program), program) {
-            (Ok(one), _) => all.push(one),
-            (Err(error), Program::Peer(_)) if error.is_of_monitor() => {
-                unable.push(Unable::new(program, what, &error));
-            }
-            (Err(error), _) => return Err(error),
-        }
+        all.extend(excused(program, unable, what, measure(program))?);
     }
     Ok(all)
+}
+
+/// What `program` did, or nothing when it is a peer that was unable to.
+///
+/// # Errors
+/// What airlock did not do, and what is the nested host's failure.
+pub(super) fn excused<T>(
+    program: Program,
+    unable: &mut Vec<Unable>,
+    what: &str,
+    result: Result<T, NumbersError>,
+) -> Result<Option<T>, NumbersError> {
+    match (result, program) {
+        (Ok(one), _) => Ok(Some(one)),
+        (Err(error), Program::Peer(_)) if error.is_of_monitor() => {
+            unable.push(Unable::new(program, what, &error));
+            Ok(None)
+        }
+        (Err(error), _) => Err(error),
+    }
 }
 
 fn reason(error: &NumbersError) -> String {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::PROBE;
 use super::error::{At, NumbersError};
-use super::field::{Devices, SECONDS, Unable, each, limited};
+use super::field::{Devices, SECONDS, Unable, excused, limited};
 use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
@@ -147,8 +147,8 @@ pub(super) fn measure(
             for (program, samples) in &mut samples {
                 let what = format!("boot a guest of {memory_mib} MiB with {devices} again");
                 let step = format!("start of {program}, round {round}");
-                let boot = |program| boot(&stage.host, &step, &guest, program);
-                match each(&[*program], unable, &what, boot)?.pop() {
+                let booted = boot(&stage.host, &step, &guest, *program);
+                match excused(*program, unable, &what, booted)? {
                     Some(one) if round > 0 => samples.add(one),
                     Some(_) => {}
                     None => failed.push(*program),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::calls::{self, Added};
 use super::error::{At, NumbersError};
-use super::field::Unable;
+use super::field::{Unable, excused};
 use super::guest::{Given, Guest};
 use super::program::Program;
 use super::{STEP_LIMIT, tool};
@@ -122,13 +122,7 @@ pub(super) fn times(
             true => Ok(()),
             false => Err(NumbersError::wrong(&step, markers.names().join(", "))),
         });
-        match (whole, program) {
-            (Ok(()), _) => {}
-            (Err(error), Program::Airlock(_)) => return Err(error),
-            (Err(error), Program::Peer(_)) => {
-                unable.push(Unable::new(program, WHAT, &error));
-            }
-        }
+        excused(program, unable, WHAT, whole)?;
         Ok(times)
     };
     programs.iter().copied().map(&mut measure).collect()
