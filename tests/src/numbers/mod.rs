@@ -158,7 +158,7 @@ fn while_time_goes_by(
         report.calls = calls::measure(host, disk, &programs, unable)?;
         report.exits = exits::measure(host, disk, &programs, unable)?;
         let many = stage.field.able(Devices::Vectors);
-        report.vector_calls = vectors::calls(host, &stage.many, &many)?;
+        report.vector_calls = vectors::calls(host, &stage.many, &many, unable)?;
     }
     if wanted(Part::Bars) {
         say("numbers: a BAR of 16 GiB, which takes some minutes");

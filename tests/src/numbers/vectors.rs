@@ -52,6 +52,12 @@ task_all() {
 
 /// What is tried.
 const WHAT: &str = "enable 2,048 vectors in time";
+/// The same for each number, below `strace`.
+const WHAT_TRACED: [&str; 3] = [
+    "enable 1 vector in time when it is traced",
+    "enable 64 vectors in time when it is traced",
+    "enable 2,048 vectors in time when it is traced",
+];
 /// What a table has for it.
 const UNABLE: &str = "unable";
 
@@ -155,9 +161,10 @@ pub(super) fn calls(
     host: &Host,
     device: &Given,
     programs: &[Program],
+    unable: &mut Vec<Unable>,
 ) -> Result<Vec<VectorCalls>, NumbersError> {
     let initrd = tool::initrd(host, "vectors.cpio", TASKS)?;
-    let trace = |program, tasks, told: Option<u64>| {
+    let mut trace = |program, tasks, told: Option<u64>, what: &str| {
         let step = format!("system calls of {program} for vectors");
         let check = |outcome: &Outcome| {
             super::guest_was_well(&step, outcome)?;
@@ -172,19 +179,17 @@ pub(super) fn calls(
             }
         };
         let command = command(program, tasks, device, &initrd);
-        match (calls::trace(host, program, command, &step, check), program) {
-            (Err(error), Program::Airlock(_)) => Err(error),
-            (Err(error), _) if !error.is_of_monitor() => Err(error),
-            (calls, _) => Ok(calls.ok()),
-        }
+        let traced = calls::trace(host, program, command, &step, check);
+        excused(program, unable, what, traced)
     };
     let measure = |program| {
-        let Some(mut calls) = trace(program, "none,poweroff", None)? else {
+        let unbind = "take its driver from a device when it is traced";
+        let Some(mut calls) = trace(program, "none,poweroff", None, unbind)? else {
             let added = Vec::new();
             return Ok(VectorCalls { program, added });
         };
-        for (count, tasks) in COUNTS.into_iter().zip(SINGLE) {
-            if let Some(more) = trace(program, tasks, Some(count))? {
+        for ((count, tasks), what) in COUNTS.into_iter().zip(SINGLE).zip(WHAT_TRACED) {
+            if let Some(more) = trace(program, tasks, Some(count), what)? {
                 calls.add(("vectors", count), &more);
             }
         }
