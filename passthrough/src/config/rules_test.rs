@@ -1,5 +1,6 @@
 //! What a guest sees of a device that has a bit of everything.
 
+use super::subject::LARGE;
 use super::*;
 use crate::assigned::Placement;
 use crate::config::sample::{EVERYTHING, bars, config};
@@ -140,18 +141,26 @@ fn kinds_of_functions_and_their_places() {
 
 #[test]
 fn where_a_device_belongs() {
-    let natural = |flags: u32| {
+    let natural_with = |flags: u32, bar: u8, size: u64| {
         let mut values = config(EVERYTHING);
         values.set(0x82, &flags.to_le_bytes()[..2]);
-        Placement::natural_by(|at, data| values.read(at, data))
+        values.set(0x10, &[bar]);
+        let size = |index: BarIndex| if index.get() == 0 { size } else { 0 };
+        Placement::natural_by(|at, data| values.read(at, data), size)
     };
+    let natural = |flags| natural_with(flags, 4, 0x1000);
     assert_eq!(natural(0x0002), Placement::BehindPort);
     assert_eq!(natural(0x0012), Placement::BehindPort);
     assert_eq!(natural(0x0092), Placement::RootBus);
     assert_eq!(
-        Placement::natural_by(|_, data| data.fill(0)),
+        Placement::natural_by(|_, data| data.fill(0), |_| 0),
         Placement::RootBus
     );
+    let large = |bar| natural_with(0x0002, bar, LARGE);
+    assert_eq!(large(4), Placement::RootBus, "64 bits");
+    assert_eq!(large(0xc), Placement::BehindPort, "prefetchable");
+    assert_eq!(large(0), Placement::BehindPort, "32 bits");
+    assert_eq!(natural_with(0x0002, 4, LARGE - 1), Placement::BehindPort);
     let setup = everything(Placement::BehindPort);
     assert_eq!(
         Placement::natural(&setup.device).unwrap(),

@@ -1,4 +1,4 @@
-use devices::pci::{BarInfo, BarKind, ConfigSpace, capabilities};
+use devices::pci::{BarIndex, BarInfo, BarKind, ConfigSpace, capabilities};
 
 use super::express;
 use super::rule::{Rule, When};
@@ -8,6 +8,9 @@ use crate::vfio::{DeviceBackend, DeviceError};
 /// VFIO's region of config space.
 const CONFIG_REGION: u32 = 7;
 const PCI_EXPRESS: u8 = 0x10;
+/// From this size on a BAR that must be below 4 GiB when it is behind a port
+/// leaves no room there for those of other devices.
+pub(crate) const LARGE: u64 = 256 << 20;
 
 /// The device that rules are applied to, and its place in the guest.
 #[derive(Clone, Copy, Debug)]
@@ -43,33 +46,52 @@ fn find_express(read: impl FnMut(u16, &mut [u8])) -> Option<u16> {
 
 impl Placement {
     /// Where a device belongs: with a link behind a port, without one on the
-    /// root bus.
+    /// root bus. There, too, with a large 64-bit BAR that is not prefetchable: behind
+    /// a port it would have to be below 4 GiB (see [`devices::pci::placement::place`]).
     ///
     /// # Errors
     /// When its config space can't be read.
     pub fn natural(backend: &dyn DeviceBackend) -> Result<Self, DeviceError> {
         let mut failed = None;
-        let placement = Self::natural_by(|at, data| {
+        let read = |at: u16, data: &mut [u8]| {
             if let Err(error) = backend.region_read(CONFIG_REGION, at.into(), data) {
                 data.fill(0);
                 failed.get_or_insert(error);
             }
-        });
+        };
+        let size = |bar: BarIndex| backend.region(bar.get().into()).map(|region| region.size);
+        let placement = Self::natural_by(read, |bar| size(bar).unwrap_or(0));
         failed.map_or(Ok(placement), Err)
     }
 
-    /// As [`Self::natural`], for a device whose config space is read so.
-    pub(crate) fn natural_by(mut read: impl FnMut(u16, &mut [u8])) -> Self {
+    /// As [`Self::natural`], for a device whose config space is read so, and whose BARs
+    /// are of such sizes.
+    pub(crate) fn natural_by(
+        mut read: impl FnMut(u16, &mut [u8]),
+        size: impl Fn(BarIndex) -> u64,
+    ) -> Self {
         let Some(at) = find_express(&mut read) else {
             return Self::RootBus;
         };
         let mut flags = [0; 2];
         read(at + express::FLAGS, &mut flags);
-        match express::has_link(u16::from_le_bytes(flags)) {
-            true => Self::BehindPort,
-            false => Self::RootBus,
+        if !express::has_link(u16::from_le_bytes(flags)) {
+            return Self::RootBus;
+        }
+        let mut low = BarIndex::all().filter(|bar| size(*bar) >= LARGE);
+        match low.any(|bar| is_wide_and_low(&mut read, bar)) {
+            true => Self::RootBus,
+            false => Self::BehindPort,
         }
     }
+}
+
+/// Memory, 64 bits, not prefetchable: the low bits of a BAR (PCIe 6.0
+/// §7.5.1.2.1).
+fn is_wide_and_low(mut read: impl FnMut(u16, &mut [u8]), bar: BarIndex) -> bool {
+    let mut low = [0];
+    read(bar.register(), &mut low);
+    low[0] & 0xf == 4
 }
 
 impl Subject<'_> {

@@ -1,3 +1,5 @@
+use std::io;
+
 use devices::pci::{
     BarIndex, BarInfo, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, PciAddress, capabilities,
 };
@@ -39,20 +41,9 @@ impl Inspection {
         let survey = Survey::read(host)?;
         let function = survey.functions.get(&device);
         let function = function.ok_or(InspectError::NoDevice(device))?;
-        let physical = host
-            .config(&device.to_string())
-            .and_then(|config| {
-                config
-                    .map(|config| config.bytes(CONFIG_SPACE_SIZE))
-                    .transpose()
-            })
+        let (physical, config) = config(host, function, CONFIG_SPACE_SIZE)
             .map_err(|source| InspectError::Config { device, source })?
             .ok_or(InspectError::NoDevice(device))?;
-        let mut config = snapshot(&physical);
-        if let (Some(ids), true) = (&function.ids, function.physical_function.is_some()) {
-            config.set(0x00, &ids.vendor.to_le_bytes());
-            config.set(0x02, &ids.device.to_le_bytes());
-        }
         let reset = survey.reset_of(function);
         let mut regions: Vec<_> = function.resources.iter().map(region).collect();
         regions.push(RegionFacts {
@@ -79,6 +70,26 @@ impl Inspection {
             physical,
         }))
     }
+}
+
+/// The first `size` bytes of a function's config space, or as many as sysfs gives, as
+/// they are and with what a virtual function has elsewhere. Nothing when there is no such
+/// function.
+pub(super) fn config(
+    host: &Host,
+    function: &Function,
+    size: usize,
+) -> io::Result<Option<(Vec<u8>, ConfigSpace)>> {
+    let Some(file) = host.config(&function.address.to_string())? else {
+        return Ok(None);
+    };
+    let physical = file.bytes(size)?;
+    let mut config = snapshot(&physical);
+    if let (Some(ids), true) = (&function.ids, function.physical_function.is_some()) {
+        config.set(0x00, &ids.vendor.to_le_bytes());
+        config.set(0x02, &ids.device.to_le_bytes());
+    }
+    Ok(Some((physical, config)))
 }
 
 fn kind(resource: &Resource) -> BarKind {

@@ -198,6 +198,31 @@ fn without_privilege_there_is_no_guest_view() {
 }
 
 #[test]
+fn a_guests_first_look_can_be_foretold() {
+    let foretold = |host: &FakeHost| {
+        let survey = crate::host::Survey::read(&host.host()).unwrap();
+        let function = &survey.functions[&DEVICE.parse().unwrap()];
+        Foretold::of(&host.host(), function).unwrap()
+    };
+    let told = foretold(&host(&config())).unwrap();
+    let seen = of_host(&host(&config()));
+    assert_eq!(told.identity, seen.identity);
+    assert_eq!(told.placement, Placement::BehindPort);
+    assert_eq!(told.placement, seen.placement);
+    // As behind any port, but for its BAR: large, 64 bits wide, not prefetchable.
+    let large = RESOURCES.replace("febd3fff", "10febcffff");
+    let host_with = |resources: &str| {
+        let host = host(&config());
+        host.attribute(DEVICE, "resource", resources);
+        host
+    };
+    let told = foretold(&host_with(&large)).unwrap();
+    assert_eq!(told.placement, Placement::RootBus);
+    assert_eq!(of_host(&host_with(&large)).placement, Placement::RootBus);
+    assert_eq!(foretold(&host(&config()[..64])), None, "without privilege");
+}
+
+#[test]
 fn a_virtual_function_gets_its_ids_from_the_kernel() {
     let mut config = config();
     config[..4].fill(0xff);

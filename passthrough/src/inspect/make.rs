@@ -20,7 +20,7 @@ use crate::host::SurveyError;
 use crate::vfio::{DeviceError, RegionArea};
 
 /// Bytes of config space with all standard capabilities.
-const STANDARD: usize = 0x100;
+pub(super) const STANDARD: usize = 0x100;
 const STATUS: u16 = 0x06;
 const HEADER_TYPE: u16 = 0x0e;
 
@@ -86,9 +86,13 @@ pub(super) struct RegionFacts {
 /// An inspection of a device of which these are the facts.
 pub(super) fn inspection(facts: Facts) -> Inspection {
     let snapshot = &facts.snapshot;
-    let placement = facts
-        .placement
-        .unwrap_or_else(|| Placement::natural_by(|at, data| snapshot.read(at, data)));
+    let size = |bar: BarIndex| {
+        let mut regions = facts.regions.iter();
+        let region = regions.find(|region| region.index == u32::from(bar.get()));
+        region.map_or(0, |region| region.size)
+    };
+    let natural = || Placement::natural_by(|at, data| snapshot.read(at, data), size);
+    let placement = facts.placement.unwrap_or_else(natural);
     let [pins, msi_vectors, msix_vectors, ..] = facts.vectors;
     let deliverable = Deliverable {
         pin: pins > 0 && config::pin(snapshot).is_some(),
@@ -162,7 +166,7 @@ pub(super) fn inspection(facts: Facts) -> Inspection {
     inspection
 }
 
-fn identity(config: &ConfigSpace) -> Identity {
+pub(super) fn identity(config: &ConfigSpace) -> Identity {
     let class = config.u32(0x08);
     let header_type = config.u8(HEADER_TYPE);
     Identity {

@@ -7,6 +7,7 @@
 mod compare;
 mod data;
 mod decode;
+mod foretold;
 mod from_host;
 mod from_vfio;
 mod make;
@@ -16,6 +17,7 @@ pub use data::{
     Access, Area, Bytes, Capability, Detail, Difference, Handling, Identity, Inspection, Interrupt,
     Region, RegionKind, RegionPart, Register, Resets, Source,
 };
+pub use foretold::Foretold;
 pub use make::InspectError;
 
 #[cfg(test)]
