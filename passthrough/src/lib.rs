@@ -7,7 +7,8 @@
 //!      |
 //!  plan::Plan          what must hold, as data: go, or why not and what to do
 //!      |
-//!  open                devices in one address space, by iommufd or by type1
+//!  open                devices in one address space, by iommufd or by type1; in two
+//!      |               steps (prepare, Prepared::open) where a reset must not be waited for
 //!      |                    |
 //!  vfio::DeviceBackend  iommu::AddressSpace     enough for a driver in user space
 //!      |                    |
@@ -104,6 +105,6 @@ pub use config::ConfigError;
 pub use interrupt::{InterruptStats, TrappedPage};
 pub use open::{
     DeviceRequest, FileName, FileNameError, Interface, OpenError, OpenFiles, OpenRequest, Opened,
-    open,
+    Prepared, open, prepare,
 };
 pub use sys::Pages;

@@ -29,8 +29,8 @@ mod step;
 #[cfg(test)]
 mod undo_test;
 
-pub(crate) use by_cdev::Ioas;
-pub(crate) use by_group::Container;
+pub(crate) use by_cdev::{Ioas, OpenCdev};
+pub(crate) use by_group::{Container, GroupMember};
 pub(crate) use calls::{Calls, ContainerKind};
 pub(crate) use device::AttachedDevice;
 pub(crate) use hold::Hold;

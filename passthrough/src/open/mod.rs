@@ -16,7 +16,8 @@ pub use error::OpenError;
 pub use files::{FileName, FileNameError, OpenFiles};
 
 use crate::attach::{
-    AttachedDevice, Calls, Container, ContainerKind, Ioas, KernelCalls, Refusal, Step,
+    AttachedDevice, Calls, Container, ContainerKind, GroupMember, Ioas, KernelCalls, OpenCdev,
+    Refusal, Step,
 };
 use crate::host::SYSFS_DEVICES;
 use crate::iommu::{AddressSpace, Backend, KernelSpace, SpaceLimits};
@@ -115,6 +116,15 @@ pub struct Opened {
 /// [`OpenError`]: what the kernel refused, why, and what to do. Everything is
 /// undone then.
 pub fn open(request: OpenRequest) -> Result<Opened, OpenError> {
+    prepare(request)?.open()
+}
+
+/// Opens all files, and by type1 takes the groups, but resets no device. So whoever
+/// has no time for resets learns here of most that the kernel may refuse.
+///
+/// # Errors
+/// [`OpenError`], as [`open`] has them. Everything is undone then.
+pub fn prepare(request: OpenRequest) -> Result<Prepared, OpenError> {
     let OpenRequest {
         devices,
         backend,
@@ -123,77 +133,118 @@ pub fn open(request: OpenRequest) -> Result<Opened, OpenError> {
     } = request;
     let places = place::find(Path::new(SYSFS_DEVICES), &devices)?;
     let calls: Arc<dyn Calls> = Arc::new(KernelCalls);
-    match backend {
-        Backend::Iommufd => by_cdev(calls, &places, files, kvm_vfio_device),
-        Backend::Type1 => by_group(calls, &places, files, kvm_vfio_device),
+    let way = match backend {
+        Backend::Iommufd => by_cdev(calls, places, files, kvm_vfio_device),
+        Backend::Type1 => by_group(calls, places, files, kvm_vfio_device),
+    };
+    way.map(Prepared)
+}
+
+/// Devices whose files are open, and that can be opened themselves. Dropping it closes
+/// all.
+pub struct Prepared(Way);
+
+enum Way {
+    ByCdev(Ioas, Vec<(Place, OpenCdev)>),
+    ByGroup(Container, Vec<(Place, GroupMember)>),
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places: Vec<_> = match &self.0 {
+            Way::ByCdev(_, devices) => devices.iter().map(|(place, _)| place).collect(),
+            Way::ByGroup(_, devices) => devices.iter().map(|(place, _)| place).collect(),
+        };
+        f.debug_tuple("Prepared").field(&places).finish()
+    }
+}
+
+impl Prepared {
+    /// Opens the devices. The kernel resets them, which takes a tenth of a second or
+    /// longer; all at the same time, in a thread each.
+    ///
+    /// # Errors
+    /// [`OpenError`], as [`open`] has them. Everything is undone then.
+    pub fn open(self) -> Result<Opened, OpenError> {
+        match self.0 {
+            Way::ByCdev(ioas, devices) => {
+                let attach = |place: &Place, cdev: OpenCdev| cdev.attach(place.token);
+                let devices = attach_all(devices, attach)?;
+                let limits = told(sys::ioas_limits(ioas.as_fd(), ioas.id()))?;
+                Ok(Opened {
+                    space: Arc::new(KernelSpace::new(ioas, limits)),
+                    devices,
+                    interface: Interface::Iommufd,
+                })
+            }
+            Way::ByGroup(container, devices) => {
+                let open =
+                    |place: &Place, member: GroupMember| member.open(place.device, place.token);
+                let devices = attach_all(devices, open)?;
+                let limits = told(sys::container_limits(container.as_fd()))?;
+                let interface = match container.kind() {
+                    ContainerKind::Vfio => Interface::Type1,
+                    ContainerKind::Iommufd => Interface::Type1OverIommufd,
+                };
+                Ok(Opened {
+                    space: Arc::new(KernelSpace::new(container, limits)),
+                    devices,
+                    interface,
+                })
+            }
+        }
     }
 }
 
 fn by_cdev(
     calls: Arc<dyn Calls>,
-    places: &[Place],
+    places: Vec<Place>,
     mut files: OpenFiles,
     kvm: Option<OwnedFd>,
-) -> Result<Opened, OpenError> {
+) -> Result<Way, OpenError> {
     let ioas = Ioas::open(calls, files.iommufd.take(), kvm).map_err(OpenError::of_host)?;
-    let devices = open_all(
-        places,
-        |place| ioas.open_cdev(place.device, files.devices.remove(&place.device)),
-        |place, cdev| cdev.attach(place.token),
-    )?;
-    let limits = sys::ioas_limits(ioas.as_fd(), ioas.id());
-    let limits = told(limits)?;
-    Ok(Opened {
-        space: Arc::new(KernelSpace::new(ioas, limits)),
-        devices,
-        interface: Interface::Iommufd,
-    })
+    let open = |place: &Place| ioas.open_cdev(place.device, files.devices.remove(&place.device));
+    let devices = lead_up(places, open)?;
+    Ok(Way::ByCdev(ioas, devices))
 }
 
 fn by_group(
     calls: Arc<dyn Calls>,
-    places: &[Place],
+    places: Vec<Place>,
     mut files: OpenFiles,
     kvm: Option<OwnedFd>,
-) -> Result<Opened, OpenError> {
+) -> Result<Way, OpenError> {
     let container = Container::open(calls, files.container.take(), kvm);
     let container = container.map_err(OpenError::of_host)?;
-    let devices = open_all(
-        places,
-        |place| container.join(place.group.0, files.groups.remove(&place.group)),
-        |place, member| member.open(place.device, place.token),
-    )?;
-    let limits = told(sys::container_limits(container.as_fd()))?;
-    let interface = match container.kind() {
-        ContainerKind::Vfio => Interface::Type1,
-        ContainerKind::Iommufd => Interface::Type1OverIommufd,
-    };
-    Ok(Opened {
-        space: Arc::new(KernelSpace::new(container, limits)),
-        devices,
-        interface,
-    })
+    let join = |place: &Place| container.join(place.group.0, files.groups.remove(&place.group));
+    let devices = lead_up(places, join)?;
+    Ok(Way::ByGroup(container, devices))
 }
 
-/// Leads up to each device, one after the other, then attaches all at once and asks
-/// each what it has: a reset takes the kernel a tenth of a second or longer, and those
-/// of different devices go on beside each other.
-fn open_all<P: Send>(
-    places: &[Place],
+/// Leads up to each device, one after the other.
+fn lead_up<P>(
+    places: Vec<Place>,
     mut prepare: impl FnMut(&Place) -> Result<P, Refusal>,
+) -> Result<Vec<(Place, P)>, OpenError> {
+    let prepare = |place: Place| match prepare(&place) {
+        Ok(prepared) => Ok((place, prepared)),
+        Err(refusal) => Err(OpenError::of_device(&place, refusal)),
+    };
+    places.into_iter().map(prepare).collect()
+}
+
+/// Attaches all at once and asks each what it has: a reset takes the kernel a tenth of a
+/// second or longer, and those of different devices go on beside each other.
+fn attach_all<P: Send>(
+    prepared: Vec<(Place, P)>,
     attach: impl Fn(&Place, P) -> Result<AttachedDevice, Refusal> + Sync,
 ) -> Result<Vec<Arc<dyn DeviceBackend>>, OpenError> {
-    let prepare = |place| match prepare(place) {
-        Ok(prepared) => Ok((place, prepared)),
-        Err(refusal) => Err(OpenError::of_device(place, refusal)),
-    };
-    let prepared = places.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
     let opened = together(prepared, |(place, prepared)| {
-        let device = attach(place, prepared).and_then(|attached| {
+        let device = attach(&place, prepared).and_then(|attached| {
             let device = KernelDevice::new(attached);
             device.map_err(|source| Step::DescribeDevice.refused(source))
         });
-        let device = device.map_err(|refusal| OpenError::of_device(place, refusal))?;
+        let device = device.map_err(|refusal| OpenError::of_device(&place, refusal))?;
         Ok(Arc::new(device) as Arc<dyn DeviceBackend>)
     });
     opened.into_iter().collect()
