@@ -64,7 +64,7 @@ fn config(c: &mut Criterion) {
         let bridge = Arc::new(Mutex::new(HostBridge::new()));
         root.add(slot(number), bridge).expect("the slot is free");
     }
-    let ecam = Ecam::new(Arc::clone(&root), 0);
+    let ecam = Ecam::new(root.clone(), 0);
     let ports = ConfigPorts::new(root);
     let mut data = [0; 4];
     let mut group = c.benchmark_group("config read");

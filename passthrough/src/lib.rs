@@ -95,11 +95,13 @@ pub mod ports;
 mod refusal;
 #[allow(unsafe_code)]
 mod sys;
+mod together;
 pub mod vfio;
 pub mod viability;
 
 pub use assigned::{
     AssignError, AssignOptions, AssignedDevice, Placement, RomError, RomSource, SurrenderError,
+    give_back,
 };
 pub use config::ConfigError;
 pub use interrupt::{InterruptStats, TrappedPage};

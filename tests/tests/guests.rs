@@ -196,7 +196,7 @@ fn the_timeline_is_in_order(backend: Backend) {
     scenario(&machine, |host| {
         host.bind_vfio(&["disk"])?;
         let path = "/run/lab/timeline.json";
-        // More memory than can be populated while the device is being opened.
+        // More memory than can be populated before the guest wants it.
         let run = reader(host, backend, "poweroff")?
             .memory("2G")
             .timeline(path);
@@ -210,13 +210,13 @@ fn the_timeline_is_in_order(backend: Backend) {
             [
                 "start",
                 "plan",
-                "devices-open",
                 "kernel-loaded",
                 "first-vcpu-entry",
+                "devices-open",
                 "memory-mapped",
                 "guest-ended"
             ],
-            "RAM is mapped beside the running guest"
+            "the device is opened and RAM mapped beside the running guest"
         );
         Ok(())
     });

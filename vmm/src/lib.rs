@@ -3,6 +3,7 @@
 //! [`vm`] is where the floors are wired; everything else is one part of a
 //! machine: [`memory`], [`vcpu`], [`interrupts`], [`boot`], [`platform`].
 
+pub mod arrival;
 pub mod boot;
 pub mod cli;
 pub mod config;

@@ -9,7 +9,9 @@ use devices::bus::{BusDevice, BusError};
 use devices::legacy::{HostClock, I8042, PowerBlock, PvPanic, Rtc, Serial};
 use devices::pci::placement::{PlaceError, Requests, place};
 use devices::pci::window::{Window, Windows};
-use devices::pci::{ConfigPorts, Ecam, PinWiring, ProgramError, RootComplex, program};
+use devices::pci::{
+    ConfigPorts, ConfigTarget, Ecam, PinWiring, ProgramError, RootComplex, program,
+};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -135,22 +137,22 @@ pub fn add_legacy(
     Ok((serial, console))
 }
 
-/// Gives the root complex its two doors into config space. `last_bus` is at
-/// most [`GuestLayout::LAST_BUS`].
+/// Gives the guest its two doors into config space, which `target` stands behind.
+/// `last_bus` is at most [`GuestLayout::LAST_BUS`].
 ///
 /// # Errors
 /// [`BusError`] when something else is there.
 pub fn add_config_access(
     buses: &Buses,
-    root: &Arc<RootComplex>,
+    target: &Arc<dyn ConfigTarget>,
     last_bus: u8,
     layout: &GuestLayout,
 ) -> Result<(), BusError> {
-    let ports = Arc::new(ConfigPorts::new(Arc::clone(root)));
+    let ports = Arc::new(ConfigPorts::new(Arc::clone(target)));
     buses
         .pio
         .insert("PCI config", ConfigPorts::BASE, ConfigPorts::SIZE, ports)?;
-    let ecam = Arc::new(Ecam::new(Arc::clone(root), last_bus));
+    let ecam = Arc::new(Ecam::new(Arc::clone(target), last_bus));
     let size = ecam.size();
     buses.mmio.insert("ECAM", layout.ecam.start, size, ecam)
 }

@@ -42,13 +42,18 @@ enum Source {
 }
 
 impl StatsHandle {
-    /// The numbers of `router` and `devices`, as long as these live.
-    pub(crate) fn new<'a>(
-        router: Router,
-        devices: impl Iterator<Item = &'a Arc<Mutex<AssignedDevice>>>,
-    ) -> Self {
-        let devices = devices.map(Arc::downgrade).collect();
+    /// The numbers of `router`, as long as it lives.
+    pub(crate) fn new(router: Router) -> Self {
+        let devices = Vec::new();
         Self(Arc::new(Mutex::new(Source::Running { router, devices })))
+    }
+
+    /// Counts those of `devices`, too, as long as they live.
+    pub(crate) fn count<'a>(&self, new: impl Iterator<Item = &'a Arc<Mutex<AssignedDevice>>>) {
+        let mut source = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Source::Running { devices, .. } = &mut *source {
+            devices.extend(new.map(Arc::downgrade));
+        }
     }
 
     /// The present numbers, or those at the VM's end. Waits for what vCPUs are

@@ -1,6 +1,6 @@
 //! Where the time of a run went.
 
-use std::fs::File;
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,8 +77,7 @@ impl Timeline {
             events: &'a [Event],
         }
         let events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::to_writer(File::create(path)?, &Document { events: &events })?;
-        Ok(())
+        fs::write(path, serde_json::to_vec(&Document { events: &events })?)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Where the guest's PCI functions stand.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use devices::pci::{BarIndex, FunctionHandle, HostBridge, Link, PciAddress, RootComplex, RootPort};
+use devices::pci::{
+    FunctionHandle, HostBridge, Link, PciAddress, PciFunction, RootComplex, RootPort,
+};
+use passthrough::inspect::Identity;
 use passthrough::iommu::AddressSpace;
 use passthrough::ports::{InterruptRouter, MemoryMapper};
-use passthrough::vfio::{DeviceBackend, DeviceError};
+use passthrough::vfio::DeviceBackend;
 use passthrough::{AssignError, AssignOptions, AssignedDevice, Opened, Placement, RomSource};
 use thiserror::Error;
 
@@ -23,17 +27,25 @@ pub enum TopologyError {
     /// Something stands in the way.
     #[error(transparent)]
     Root(#[from] devices::pci::TopologyError),
+    /// It is not what sysfs showed.
+    #[error(
+        "device {0} is another one, now that it is open, than sysfs showed before: start the VM \
+         again; with --map before-boot nothing has to be foretold"
+    )]
+    Elsewhere(PciAddress),
     /// Bus 0 is full.
     #[error("the guest's root bus has {LAST_SLOT} slots for devices: assign fewer")]
     TooManyDevices,
 }
 
-/// A device that goes into the guest.
+/// What functions answer before they are there: bytes from a register on.
+pub type Answers = BTreeMap<PciAddress, Vec<(u16, Vec<u8>)>>;
+
+/// Where a device goes.
 #[derive(Debug)]
-struct Guest {
+struct Place {
     host: PciAddress,
-    backend: Arc<dyn DeviceBackend>,
-    options: AssignOptions,
+    placement: Placement,
     slot: PciAddress,
     /// Below a port in that slot.
     bus: Option<u8>,
@@ -51,10 +63,126 @@ struct Guest {
 ///
 /// An endpoint behind a port of its own is what drivers know from real
 /// machines: it has a link, and can be reset by its port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+pub struct Places(Vec<Place>);
+
+impl Places {
+    /// A place for each of the devices at these addresses of the host.
+    ///
+    /// # Errors
+    /// [`TopologyError`], when there are too many.
+    pub fn new(
+        devices: impl IntoIterator<Item = (PciAddress, Placement)>,
+    ) -> Result<Self, TopologyError> {
+        let mut places = Vec::new();
+        let mut last_bus = 0;
+        for (slot, (host, placement)) in (1..).zip(devices) {
+            if slot > LAST_SLOT {
+                return Err(TopologyError::TooManyDevices);
+            }
+            let bus = (placement == Placement::BehindPort).then(|| {
+                last_bus += 1;
+                last_bus
+            });
+            places.push(Place {
+                host,
+                placement,
+                slot: address(0, slot),
+                bus,
+            });
+        }
+        Ok(Self(places))
+    }
+
+    /// Places for devices that are open, in the order of `hosts`, where they are on the
+    /// host.
+    ///
+    /// # Errors
+    /// [`TopologyError`], when there are too many or one does not answer.
+    pub fn of(hosts: &[PciAddress], devices: &[Backend]) -> Result<Self, TopologyError> {
+        let placement = |(host, device): (&PciAddress, &Backend)| {
+            let placement = Placement::natural(&**device);
+            let placement = placement.map_err(|source| AssignError::Device {
+                device: *host,
+                source,
+            })?;
+            Ok((*host, placement))
+        };
+        let placed = hosts.iter().zip(devices).map(placement);
+        Self::new(placed.collect::<Result<Vec<_>, AssignError>>()?)
+    }
+
+    /// The last bus, at most [`GuestLayout::LAST_BUS`]. No more than there are:
+    /// Linux looks for devices on each bus that the firmware's tables name.
+    pub fn last_bus(&self) -> u8 {
+        let buses = self.0.iter().filter_map(|place| place.bus);
+        buses.max().unwrap_or(0)
+    }
+
+    /// What the devices, of which `identities` are known, and the ports above them answer
+    /// before they are there.
+    pub fn foretell(&self, identities: &[Identity]) -> Answers {
+        let mut answers = Answers::new();
+        for (place, identity) in self.0.iter().zip(identities) {
+            if let Some(bus) = place.bus {
+                answers.insert(place.slot, answers_of_port(bus));
+            }
+            answers.insert(place.guest(), answers_of_device(identity));
+        }
+        answers
+    }
+}
+
+impl Place {
+    /// Where the guest finds the device.
+    fn guest(&self) -> PciAddress {
+        self.bus.map_or(self.slot, |bus| address(bus, 0))
+    }
+}
+
+/// Vendor and device id; revision and class; the type of the header (PCIe 6.0 §7.5.1.1).
+fn answers_of_device(identity: &Identity) -> Vec<(u16, Vec<u8>)> {
+    let ids = [identity.vendor, identity.device].map(u16::to_le_bytes);
+    let class = identity.class << 8 | u32::from(identity.revision);
+    vec![
+        (0x00, ids.concat()),
+        (0x08, class.to_le_bytes().to_vec()),
+        (0x0e, vec![identity.header_type]),
+    ]
+}
+
+/// The same of a port, and its buses as [`platform::place_bars`] will number them.
+fn answers_of_port(bus: u8) -> Vec<(u16, Vec<u8>)> {
+    let mut port = RootPort::new(bus, Link::default());
+    let mut read = |register: u16, length: usize| {
+        let mut bytes = vec![0; length];
+        port.config_read(register, &mut bytes);
+        (register, bytes)
+    };
+    vec![
+        read(0x00, 4),
+        read(0x08, 4),
+        read(0x0e, 1),
+        (0x18, vec![0, bus, bus]),
+    ]
+}
+
+/// An open device.
+type Backend = Arc<dyn DeviceBackend>;
+
+/// A device that goes into the guest.
+#[derive(Debug)]
+struct Guest {
+    place: Place,
+    backend: Backend,
+    rom: RomSource,
+}
+
+/// Open devices, and where each goes.
+#[derive(Debug)]
 pub struct Topology {
     // Dropped in the order that `Opened` has.
-    space: Option<Arc<dyn AddressSpace>>,
+    space: Arc<dyn AddressSpace>,
     guests: Vec<Guest>,
 }
 
@@ -70,47 +198,32 @@ pub struct Ports {
 }
 
 impl Topology {
-    /// A place for each of the `opened` devices, which are those at `hosts`, in
-    /// the same order, with `roms` in their option ROMs.
+    /// The `opened` devices, which go to `places`, in the same order, with `roms` in their
+    /// option ROMs.
     ///
     /// # Errors
-    /// [`TopologyError`], when there are too many or one does not answer.
+    /// [`TopologyError`], when one does not answer, or belongs elsewhere than was foretold.
     pub fn new(
-        hosts: Vec<PciAddress>,
+        places: Places,
         roms: Vec<RomSource>,
         opened: Opened,
     ) -> Result<Self, TopologyError> {
-        let mut guests = Vec::with_capacity(hosts.len());
-        let mut last_bus = 0;
-        let devices = hosts.into_iter().zip(roms).zip(opened.devices);
-        for (slot, ((host, rom), backend)) in (1..).zip(devices) {
-            if slot > LAST_SLOT {
-                return Err(TopologyError::TooManyDevices);
-            }
-            let placement = placement(host, &*backend)?;
-            let bus = (placement == Placement::BehindPort).then(|| {
-                last_bus += 1;
-                last_bus
-            });
-            guests.push(Guest {
-                host,
-                backend,
-                options: AssignOptions { rom, placement },
-                slot: address(0, slot),
-                bus,
-            });
+        let hosts: Vec<_> = places.0.iter().map(|place| place.host).collect();
+        let known = Places::of(&hosts, &opened.devices)?;
+        let mut both = places.0.iter().zip(&known.0);
+        if let Some((place, _)) = both.find(|(place, known)| place.placement != known.placement) {
+            return Err(TopologyError::Elsewhere(place.host));
         }
+        let devices = places.0.into_iter().zip(roms).zip(opened.devices);
+        let guest = |((place, rom), backend)| Guest {
+            place,
+            backend,
+            rom,
+        };
         Ok(Self {
-            space: Some(opened.space),
-            guests,
+            space: opened.space,
+            guests: devices.map(guest).collect(),
         })
-    }
-
-    /// The last bus, at most [`GuestLayout::LAST_BUS`]. No more than there are:
-    /// Linux looks for devices on each bus that the firmware's tables name.
-    pub fn last_bus(&self) -> u8 {
-        let buses = self.guests.iter().filter_map(|guest| guest.bus);
-        buses.max().unwrap_or(0)
     }
 
     /// Puts everything in its place. Answers the assigned devices.
@@ -118,48 +231,56 @@ impl Topology {
     /// # Errors
     /// [`TopologyError`].
     pub fn build(self, root: &RootComplex, ports: &Ports) -> Result<Vec<Removable>, TopologyError> {
-        let bridge = Arc::new(Mutex::new(HostBridge::new()));
-        root.add(address(0, 0), bridge)?;
-        let Some(space) = self.space else {
-            return Ok(Vec::new());
-        };
         let mut removable = Vec::with_capacity(self.guests.len());
-        for guest in self.guests {
-            let (place, port) = match guest.bus {
-                None => (guest.slot, None),
-                Some(bus) => (address(bus, 0), Some(guest.slot)),
-            };
+        for Guest {
+            place,
+            backend,
+            rom,
+        } in self.guests
+        {
+            let guest = place.guest();
             let interrupts = FunctionInterrupts::new(
                 Arc::clone(&ports.router),
                 ports.lines.clone(),
                 platform::PINS,
-                place,
-                port,
+                guest,
+                place.bus.map(|_| place.slot),
             );
             let mut function = AssignedDevice::new(
-                guest.host,
-                guest.backend,
-                guest.options,
+                place.host,
+                backend,
+                AssignOptions {
+                    rom,
+                    placement: place.placement,
+                },
                 Arc::new(interrupts),
                 Arc::clone(&ports.mapper),
-                Arc::clone(&space),
+                Arc::clone(&self.space),
             )?;
-            if let Some(bus) = guest.bus {
+            if let Some(bus) = place.bus {
                 let link = Link::of(&mut function).unwrap_or_default();
                 let port = Arc::new(Mutex::new(RootPort::new(bus, link)));
-                root.add_port(guest.slot, bus, port)?;
+                root.add_port(place.slot, bus, port)?;
             }
-            log::info!("host device {} is guest device {place}", guest.host);
+            log::info!("host device {} is guest device {guest}", place.host);
             let function = Arc::new(Mutex::new(function));
-            root.add(place, Arc::clone(&function) as FunctionHandle)?;
+            root.add(guest, Arc::clone(&function) as FunctionHandle)?;
             removable.push(Removable {
-                host: guest.host,
-                guest: place,
+                host: place.host,
+                guest,
                 function,
             });
         }
         Ok(removable)
     }
+}
+
+/// Puts the host bridge in its place, which every guest has.
+///
+/// # Errors
+/// [`TopologyError`] when something is there.
+pub fn add_host_bridge(root: &RootComplex) -> Result<(), TopologyError> {
+    Ok(root.add(address(0, 0), Arc::new(Mutex::new(HostBridge::new())))?)
 }
 
 /// Slots of the root bus, one of which the host bridge has (PCI 3.0 §3.2.2.3.4).
@@ -169,48 +290,6 @@ const _: () = assert!(LAST_SLOT <= GuestLayout::LAST_BUS);
 /// Function 0 of a device; `device` is at most 31.
 fn address(bus: u8, device: u8) -> PciAddress {
     PciAddress::from_requester_id(u16::from(bus) << 8 | u16::from(device) << 3)
-}
-
-/// VFIO's region of config space.
-const CONFIG_REGION: u32 = 7;
-/// From this size on a BAR that must be below 4 GiB when it is behind a port
-/// leaves no room there for those of other devices.
-const LARGE: u64 = 256 << 20;
-
-/// Where a device belongs, by its nature and by its BARs.
-///
-/// A large 64-bit BAR that is not prefetchable can only be above 4 GiB on the
-/// root bus: see [`devices::pci::placement::place`].
-fn placement(host: PciAddress, backend: &dyn DeviceBackend) -> Result<Placement, AssignError> {
-    let device_error = |source| AssignError::Device {
-        device: host,
-        source,
-    };
-    if Placement::natural(backend).map_err(device_error)? == Placement::RootBus {
-        return Ok(Placement::RootBus);
-    }
-    for index in BarIndex::all() {
-        if is_large_and_low(backend, index).map_err(device_error)? {
-            log::info!(
-                "host device {host} stands on the guest's root bus: its {index} is large and not \
-                 prefetchable, and a port would have it below 4 GiB"
-            );
-            return Ok(Placement::RootBus);
-        }
-    }
-    Ok(Placement::BehindPort)
-}
-
-/// Memory, 64 bits, not prefetchable: the low bits of a BAR (PCIe 6.0
-/// §7.5.1.2.1).
-fn is_large_and_low(backend: &dyn DeviceBackend, index: BarIndex) -> Result<bool, DeviceError> {
-    let region = backend.region(index.get().into());
-    if region.is_none_or(|region| region.size < LARGE) {
-        return Ok(false);
-    }
-    let mut low = [0];
-    backend.region_read(CONFIG_REGION, index.register().into(), &mut low)?;
-    Ok(low[0] & 0xf == 4)
 }
 
 #[cfg(test)]

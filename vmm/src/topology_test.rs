@@ -1,8 +1,9 @@
 use super::*;
 use crate::lines::tests::lines;
-use devices::pci::{BarInfo, BarKind, Change, ConfigSpace, EffectSink, Register};
+use devices::pci::{BarIndex, BarInfo, BarKind, Change, ConfigSpace, EffectSink, Register};
 use passthrough::Interface;
 use passthrough::fake::{FakeDevice, FakeMapper, FakeRouter, FakeSpace, Journal};
+use passthrough::inspect::Inspection;
 
 const WIDE: BarKind = BarKind::Memory64 {
     prefetchable: false,
@@ -44,19 +45,45 @@ fn device_with_pin(
     Arc::new(FakeDevice::new(&values, 4096, &[bar], &Journal::default()).unwrap())
 }
 
-fn topology(devices: Vec<Arc<dyn DeviceBackend>>) -> Result<Topology, TopologyError> {
+fn hosts(devices: &[Backend]) -> Vec<PciAddress> {
     let hosts = (0..devices.len() as u16).map(|n| PciAddress::from_requester_id(0x100 + 8 * n));
+    hosts.collect()
+}
+
+fn places(devices: &[Backend]) -> Result<Places, TopologyError> {
+    Places::of(&hosts(devices), devices)
+}
+
+fn topology_at(places: Places, devices: Vec<Backend>) -> Result<Topology, TopologyError> {
     let roms = vec![RomSource::Off; devices.len()];
     let space = Arc::new(FakeSpace::new(&Journal::default()));
-    Topology::new(
-        hosts.collect(),
-        roms,
-        Opened {
-            space,
-            devices,
-            interface: Interface::Type1,
-        },
-    )
+    let opened = Opened {
+        space,
+        devices,
+        interface: Interface::Type1,
+    };
+    Topology::new(places, roms, opened)
+}
+
+fn topology(devices: Vec<Backend>) -> Topology {
+    topology_at(places(&devices).unwrap(), devices).unwrap()
+}
+
+/// One of each kind that has another place.
+fn all_kinds() -> Vec<Backend> {
+    let small = 0x1000;
+    let large = 256 << 20;
+    vec![
+        device(Some(0), WIDE, small),
+        device(None, WIDE, small),
+        // Integrated into the host's root complex.
+        device(Some(9), WIDE, small),
+        // A legacy endpoint.
+        device(Some(1), BarKind::Io, 0x20),
+        // Below a port this one would take half of what is there.
+        device(Some(0), WIDE, large),
+        device(Some(0), BarKind::Memory64 { prefetchable: true }, large),
+    ]
 }
 
 #[derive(Debug)]
@@ -68,6 +95,7 @@ impl EffectSink for Ignore {
 
 fn build(topology: Topology) -> RootComplex {
     let root = RootComplex::new(Arc::new(Ignore));
+    add_host_bridge(&root).unwrap();
     build_in(topology, &root, lines(true).0);
     root
 }
@@ -90,21 +118,9 @@ fn read(root: &RootComplex, address: &str, offset: u16) -> u32 {
 
 #[test]
 fn each_kind_of_device_has_its_place() {
-    let small = 0x1000;
-    let topology = topology(vec![
-        device(Some(0), WIDE, small),
-        device(None, WIDE, small),
-        // Integrated into the host's root complex.
-        device(Some(9), WIDE, small),
-        // A legacy endpoint.
-        device(Some(1), BarKind::Io, 0x20),
-        // Below a port this one would take half of what is there.
-        device(Some(0), WIDE, LARGE),
-        device(Some(0), BarKind::Memory64 { prefetchable: true }, LARGE),
-    ])
-    .unwrap();
-    assert_eq!(topology.last_bus(), 3);
-    let root = build(topology);
+    let devices = all_kinds();
+    assert_eq!(places(&devices).unwrap().last_bus(), 3);
+    let root = build(topology(devices));
     let found: Vec<String> = root
         .functions()
         .iter()
@@ -142,7 +158,7 @@ fn pins_drive_the_inputs_that_the_guests_tables_name() {
     ];
     let root = RootComplex::new(Arc::new(Ignore));
     let (lines, notes) = lines(true);
-    let built = build_in(topology(devices).unwrap(), &root, lines);
+    let built = build_in(topology(devices), &root, lines);
     let found: Vec<_> = built.iter().map(|device| device.guest).collect();
     let places = ["0000:01:00.0", "0000:00:02.0", "0000:02:00.0"];
     assert_eq!(found, places.map(|place| place.parse().unwrap()));
@@ -163,18 +179,67 @@ fn pins_drive_the_inputs_that_the_guests_tables_name() {
 }
 
 #[test]
+fn what_is_foretold_comes_true() {
+    let devices = all_kinds();
+    let places = places(&devices).unwrap();
+    let identity = |(host, device): (&PciAddress, &Backend)| {
+        let inspection = Inspection::of_backend(*host, &**device, None);
+        inspection.unwrap().identity
+    };
+    let hosts = hosts(&devices);
+    let identities: Vec<_> = hosts.iter().zip(&devices).map(identity).collect();
+    let answers = places.foretell(&identities);
+    let root = build(topology_at(places, devices).unwrap());
+    let layout = GuestLayout::new(512 << 20, 39, None).unwrap();
+    platform::place_bars(&root, &layout, 0x1000).unwrap();
+    let functions: Vec<_> = root.functions().into_iter().skip(1).collect();
+    assert_eq!(
+        answers.keys().collect::<Vec<_>>(),
+        functions.iter().map(|(at, _)| at).collect::<Vec<_>>(),
+        "all but the host bridge"
+    );
+    for (address, answers) in answers {
+        assert!(answers.len() >= 3);
+        for (register, foretold) in answers {
+            let mut data = vec![0; foretold.len()];
+            root.config_read(address, register, &mut data);
+            assert_eq!(data, foretold, "{address} {register:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_belongs_elsewhere_than_foretold_is_refused() {
+    let devices = all_kinds();
+    let wrong = hosts(&devices).into_iter().zip([
+        Placement::BehindPort,
+        Placement::BehindPort,
+        Placement::RootBus,
+        Placement::BehindPort,
+        Placement::RootBus,
+        Placement::BehindPort,
+    ]);
+    let error = topology_at(Places::new(wrong).unwrap(), devices).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("0000:01:01.0 is another one"), "{text}");
+    assert!(text.contains("--map before-boot"), "{text}");
+}
+
+#[test]
 fn without_devices_there_is_a_host_bridge() {
-    let none = Topology::default();
-    assert_eq!(none.last_bus(), 0);
-    assert_eq!(build(none).functions().len(), 1);
+    let root = RootComplex::new(Arc::new(Ignore));
+    add_host_bridge(&root).unwrap();
+    assert_eq!(root.functions().len(), 1);
+    assert_eq!(Places::new([]).unwrap().last_bus(), 0);
 }
 
 #[test]
 fn the_root_bus_has_31_slots() {
     let devices = |count| vec![device(Some(0), WIDE, 0x1000); count];
-    let full = topology(devices(31)).unwrap();
+    let full = places(&devices(31)).unwrap();
     assert_eq!(full.last_bus(), GuestLayout::LAST_BUS);
-    assert_eq!(build(full).functions().len(), 63);
-    let error = topology(devices(32)).unwrap_err();
+    let root = build(topology_at(full, devices(31)).unwrap());
+    assert_eq!(root.functions().len(), 63);
+    let error = places(&devices(32)).unwrap_err();
     assert!(error.to_string().contains("31 slots"), "{error}");
 }

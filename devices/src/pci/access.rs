@@ -1,5 +1,6 @@
 //! The two ways by which a guest reaches config space.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,18 +11,38 @@ use super::function::FunctionHandle;
 use super::root_complex::{RootComplex, lock};
 use crate::bus::BusDevice;
 
+/// Where accesses to config space arrive: a root complex, or what stands before one.
+pub trait ConfigTarget: Send + Sync + Debug {
+    /// Answers a read of `register` on of the function that the guest finds at
+    /// `address`; where there is none, with all ones.
+    fn config_read(&self, address: PciAddress, register: u16, data: &mut [u8]);
+
+    /// Carries out a write.
+    fn config_write(&self, address: PciAddress, register: u16, data: &[u8]);
+}
+
+impl ConfigTarget for RootComplex {
+    fn config_read(&self, address: PciAddress, register: u16, data: &mut [u8]) {
+        Self::config_read(self, address, register, data);
+    }
+
+    fn config_write(&self, address: PciAddress, register: u16, data: &[u8]) {
+        Self::config_write(self, address, register, data);
+    }
+}
+
 /// Memory-mapped config space (PCIe 6.0 §7.2.2), for the buses 0 to N and no
 /// further: 1 MiB a bus. An access past the end of a function's 4 KiB does not
 /// reach the next function.
 #[derive(Debug)]
 pub struct Ecam {
-    root: Arc<RootComplex>,
+    root: Arc<dyn ConfigTarget>,
     last_bus: u8,
 }
 
 impl Ecam {
     /// Config space of `root`'s buses 0 to `last_bus`.
-    pub fn new(root: Arc<RootComplex>, last_bus: u8) -> Self {
+    pub fn new(root: Arc<dyn ConfigTarget>, last_bus: u8) -> Self {
         Self { root, last_bus }
     }
 
@@ -69,7 +90,7 @@ const IMPLEMENTED: u32 = ENABLE | 0x00ff_fffc;
 /// it reads as all ones.
 #[derive(Debug)]
 pub struct ConfigPorts {
-    root: Arc<RootComplex>,
+    root: Arc<dyn ConfigTarget>,
     /// One register for all vCPUs; the guest keeps its accesses in order.
     address: AtomicU32,
 }
@@ -84,7 +105,7 @@ impl ConfigPorts {
     pub const SIZE: u64 = 8;
 
     /// The ports to `root`'s config space.
-    pub fn new(root: Arc<RootComplex>) -> Self {
+    pub fn new(root: Arc<dyn ConfigTarget>) -> Self {
         Self {
             root,
             address: AtomicU32::new(0),

@@ -23,7 +23,7 @@ mod root_port;
 pub mod window;
 
 #[cfg(feature = "machine")]
-pub use access::{BarAccess, ConfigPorts, Ecam};
+pub use access::{BarAccess, ConfigPorts, ConfigTarget, Ecam};
 pub use address::{PciAddress, PciAddressError};
 pub use bar::{BarDecode, BarIndex, BarInfo, BarKind};
 pub use capability::{Capability, ExtendedCapability, capabilities, extended_capabilities};

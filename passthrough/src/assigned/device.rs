@@ -97,6 +97,8 @@ pub struct AssignedDevice {
     /// Bits of the command register that are the host's, with the pin off.
     pub(super) command_of_host: u16,
     pub(super) pending: Option<Pending>,
+    /// Its guest is over: it neither interrupts nor masters the bus.
+    pub(super) still: bool,
     /// It was surrendered: nothing of the host's device is left here.
     pub(super) gone: bool,
     /// What its interrupts had cost when it was surrendered.
@@ -167,6 +169,7 @@ impl AssignedDevice {
             low_power: false,
             command_of_host,
             pending: None,
+            still: false,
             gone: false,
             last_stats: InterruptStats::default(),
             log: LogLimit::new(MAX_MESSAGES),
@@ -402,9 +405,7 @@ impl PciFunction for AssignedDevice {
 
 impl Drop for AssignedDevice {
     fn drop(&mut self) {
-        if !self.gone {
-            self.silence();
-        }
+        self.quiet();
     }
 }
 

@@ -70,12 +70,13 @@ impl AssignedDevice {
     /// When something keeps the device open. The guest has lost it all the
     /// same; only the end of this process frees it.
     pub fn surrender(&mut self) -> Result<(), SurrenderError> {
-        if std::mem::replace(&mut self.gone, true) {
+        if self.gone {
             return Ok(());
         }
         let device = self.host;
         self.last_stats = self.current_stats();
-        self.silence();
+        self.quiet();
+        self.gone = true;
         let memory = self.bars.take_memory();
         let areas: Vec<_> = memory.iter().map(Arc::downgrade).collect();
         drop(memory);
@@ -94,9 +95,12 @@ impl AssignedDevice {
         Ok(())
     }
 
-    /// Interrupts off, then DMA off, then the BARs out of the guest. Nothing is
+    /// Interrupts off, then DMA off, then the BARs out of the guest, once. Nothing is
     /// left to do for the fields that are dropped after this.
-    pub(super) fn silence(&mut self) {
+    pub(super) fn quiet(&mut self) {
+        if std::mem::replace(&mut self.still, true) {
+            return;
+        }
         // Once, and not for each of the calls below.
         self.leave_low_power();
         self.interrupts.shut_down();

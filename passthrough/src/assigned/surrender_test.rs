@@ -1,5 +1,7 @@
 use super::*;
-use crate::assigned::SurrenderError;
+use crate::assigned::{SurrenderError, give_back};
+use crate::iommu::{MapError, Peers, SpaceLimits};
+use crate::ports::HostMemory;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -176,4 +178,72 @@ fn accesses_of_the_guest_may_race_with_it() {
         result.unwrap();
     });
     assert!(is_absent(&mut device.lock().unwrap()));
+}
+
+/// A space that is looked at when it is cleared.
+#[derive(Debug)]
+struct Watched {
+    space: FakeSpace,
+    /// Of each device.
+    journals: Vec<Journal>,
+    cleared: AtomicBool,
+}
+
+impl AddressSpace for Watched {
+    fn limits(&self) -> &SpaceLimits {
+        self.space.limits()
+    }
+    fn map(&self, iova: u64, memory: Arc<dyn HostMemory>) -> Result<(), MapError> {
+        self.space.map(iova, memory)
+    }
+    fn unmap(&self, iova: u64) -> Result<(), MapError> {
+        self.space.unmap(iova)
+    }
+    fn unmap_all(&self) -> Result<(), MapError> {
+        for journal in &self.journals {
+            let lines = journal.lines();
+            assert!(
+                lines.iter().any(|line| line == "write 7 0x4 [2, 4]"),
+                "a bus master still: {lines:?}"
+            );
+        }
+        self.cleared.store(true, Ordering::Release);
+        self.space.unmap_all()
+    }
+    fn peers(&self) -> &Peers {
+        self.space.peers()
+    }
+}
+
+#[test]
+fn no_device_is_a_bus_master_when_memory_goes_and_all_are_closed() {
+    let setups = [at_work(), at_work()];
+    let journals: Vec<_> = setups.iter().map(|setup| setup.journal.clone()).collect();
+    let space = Arc::new(Watched {
+        space: FakeSpace::new(&Journal::default()),
+        journals: journals.clone(),
+        cleared: AtomicBool::new(false),
+    });
+    let mut functions = Vec::new();
+    let mut rest = Vec::new();
+    for setup in setups {
+        let Setup {
+            device,
+            router,
+            mapper,
+            space,
+            ..
+        } = setup;
+        functions.push(Arc::new(Mutex::new(device)));
+        rest.push((router, mapper, space));
+    }
+    give_back(
+        functions.clone(),
+        Arc::clone(&space) as Arc<dyn AddressSpace>,
+    );
+    assert!(space.cleared.load(Ordering::Acquire));
+    for (function, journal) in functions.iter().zip(&journals) {
+        assert_eq!(journal.take().last().unwrap(), "close");
+        assert!(is_absent(&mut function.lock().unwrap()));
+    }
 }

@@ -271,6 +271,12 @@ impl Container {
         !self.groups.lock().is_empty()
     }
 
+    /// Does `act`, during which no group comes or goes; nothing when none is there.
+    pub(crate) fn while_groups_stay<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let open = self.groups.lock();
+        (!open.is_empty()).then(act)
+    }
+
     /// What answers its requests.
     pub(crate) fn kind(&self) -> ContainerKind {
         self.kind

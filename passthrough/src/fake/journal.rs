@@ -28,6 +28,11 @@ impl Journal {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lines since they were last taken.
+    pub fn lines(&self) -> Vec<String> {
+        self.lock().lines.clone()
+    }
+
     /// Adds a line, before that is done of which it tells.
     pub fn note(&self, line: impl Into<String>) {
         let mut inner = self.lock();

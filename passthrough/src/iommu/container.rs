@@ -14,11 +14,14 @@ impl Dma for Container {
     }
 
     fn unmap(&self, iova: u64, size: u64) -> io::Result<u64> {
-        sys::container_unmap(self.as_fd(), iova, size)
+        let unmap = || sys::container_unmap(self.as_fd(), iova, size);
+        // Where there are no groups, the kernel has undone it.
+        self.while_groups_stay(unmap).unwrap_or(Ok(size))
     }
 
     fn unmap_all(&self) -> io::Result<u64> {
-        sys::container_unmap_all(self.as_fd())
+        let unmap = || sys::container_unmap_all(self.as_fd());
+        self.while_groups_stay(unmap).unwrap_or(Ok(0))
     }
 
     fn is_attached(&self) -> bool {

@@ -3,7 +3,6 @@
 mod error;
 mod files;
 mod place;
-mod together;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,9 +21,9 @@ use crate::attach::{
 use crate::host::SYSFS_DEVICES;
 use crate::iommu::{AddressSpace, Backend, KernelSpace, SpaceLimits};
 use crate::sys;
+use crate::together::together;
 use crate::vfio::{DeviceBackend, KernelDevice, VfToken};
 use place::Place;
-use together::together;
 
 /// A device to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -64,8 +64,9 @@ pub(super) struct Args {
     /// each CPU of the host, up to 8: more than a few wait for memory, not CPUs
     #[arg(long, value_name = "N")]
     prefault_threads: Option<NonZero<u8>>,
-    /// When memory is populated and mapped for devices. beside-boot: while the
-    /// guest boots, which waits only where it lets a device reach memory.
+    /// When devices are opened, which resets them, and memory is populated and
+    /// mapped for them. beside-boot: while the guest boots, which waits only
+    /// where it looks for devices and where it lets one reach memory.
     /// before-boot: before its first instruction
     #[arg(
         long,

@@ -23,21 +23,23 @@ pub struct RamConfig {
     /// How many threads populate it for devices, 1 to [`MAX_PREFAULT_THREADS`];
     /// as many as do any good unless it is given.
     pub prefault_threads: Option<NonZero<u8>>,
-    /// When it is populated and mapped for devices.
+    /// When devices are opened, and it is populated and mapped for them.
     pub map: MapTime,
 }
 
-/// When guest RAM is populated and mapped for devices.
+/// When devices are opened, and guest RAM is populated and mapped for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MapTime {
-    /// While the guest boots. Its write that lets a device reach memory waits
-    /// until that is done; a failure ends the VM then, before any device has
-    /// reached memory.
+    /// While the guest boots. It waits where it looks for devices, until the kernel has
+    /// reset them, and where it lets one reach memory, until all of RAM is mapped; a
+    /// failure ends the VM then. Before the boot comes what needs no reset: the plan, the
+    /// files and, by type1, the groups.
     #[default]
     BesideBoot,
     /// Before the guest's first instruction: it never waits, and a failure
-    /// keeps the VM from starting. The start takes longer the more RAM there is.
+    /// keeps the VM from starting. The start takes longer by the time that resets take,
+    /// and the more RAM there is.
     BeforeBoot,
 }
 

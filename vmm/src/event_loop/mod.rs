@@ -163,7 +163,7 @@ impl MutEventSubscriber for EndWatch {
 }
 
 /// Adds what to watch; what can't be watched is said once, and done without.
-fn watch(ops: &mut EventOps, events: Events, what: &str) -> bool {
+pub(crate) fn watch(ops: &mut EventOps, events: Events, what: &str) -> bool {
     match ops.add(events) {
         Ok(()) => true,
         Err(error) => {

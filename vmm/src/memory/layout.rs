@@ -175,12 +175,12 @@ impl GuestLayout {
         })
     }
 
-    /// The same layout where the IOMMU turns out to reach `iova`: RAM stays,
-    /// and the 64-bit window may be another.
+    /// The same layout where the IOMMU turns out to reach `iova`: RAM stays, and of the
+    /// 64-bit window the largest piece that is reached.
     ///
     /// # Errors
-    /// [`LayoutError::Narrower`] when it no longer reaches all of RAM.
-    pub fn within(self, address_bits: u8, iova: &[IovaRange]) -> Result<Self, LayoutError> {
+    /// [`LayoutError::Narrower`] when it does not reach all of RAM.
+    pub fn within(self, iova: &[IovaRange]) -> Result<Self, LayoutError> {
         let reached = |piece: &GuestRange| iova.iter().any(|r| r.contains(piece.start, piece.size));
         if let Some(piece) = self.ram.iter().find(|piece| !reached(piece)) {
             return Err(LayoutError::Narrower {
@@ -188,8 +188,9 @@ impl GuestLayout {
                 reach: list(iova),
             });
         }
-        let cpu_end = 1u64.checked_shl(address_bits.into()).unwrap_or(u64::MAX);
-        let mmio64 = high_window(&self.ram, cpu_end, Some(iova));
+        let mmio64 = self
+            .mmio64
+            .and_then(|window| largest_piece(window.start, window.end(), iova));
         Ok(Self { mmio64, ..self })
     }
 }
@@ -234,11 +235,15 @@ fn high_window(ram: &[GuestRange], cpu_end: u64, iova: Option<&[IovaRange]>) -> 
         start: 0,
         last: cpu_end - 1,
     }];
-    iova.unwrap_or(&everything)
-        .iter()
+    largest_piece(start, cpu_end, iova.unwrap_or(&everything))
+}
+
+/// The largest piece between `start` and `end` that `iova` has, in whole GiB.
+fn largest_piece(start: u64, end: u64, iova: &[IovaRange]) -> Option<GuestRange> {
+    iova.iter()
         .filter_map(|range| {
             let first = range.start.max(start).checked_next_multiple_of(GIB)?;
-            let end = range.last.saturating_add(1).min(cpu_end) / GIB * GIB;
+            let end = range.last.saturating_add(1).min(end) / GIB * GIB;
             let size = end.checked_sub(first).filter(|size| *size > 0)?;
             Some(GuestRange { start: first, size })
         })

@@ -4,19 +4,21 @@ use std::sync::Arc;
 
 use devices::pci::PciAddress;
 use passthrough::host::{Host, Survey};
+use passthrough::inspect::Foretold;
 use passthrough::iommu::{Backend, IovaRange};
 use passthrough::plan::{Plan, reach};
 use passthrough::{DeviceRequest, OpenFiles, OpenRequest, RomSource};
 
 use super::error::VmError;
-use crate::config::VmConfig;
+use crate::arrival::{ArrivalError, Opening};
+use crate::config::{MapTime, VmConfig};
 use crate::dma::DmaMap;
 use crate::kvm::Hypervisor;
 use crate::memory::GuestRam;
 use crate::request::{Wish, request};
 use crate::rom;
 use crate::timeline::Timeline;
-use crate::topology::Topology;
+use crate::topology::{Answers, Places};
 
 /// The devices to assign, checked and not opened.
 #[derive(Debug, Default)]
@@ -26,6 +28,8 @@ pub(super) struct Devices {
     /// What they can reach together, as far as it can be foretold; nothing
     /// without devices.
     pub(super) reach: Option<Vec<IovaRange>>,
+    /// What can be told of each; nothing, unless it is known of all.
+    foretold: Option<Vec<Foretold>>,
     /// Of each, what the user said of it.
     requests: Vec<DeviceRequest>,
     roms: Vec<RomSource>,
@@ -33,13 +37,16 @@ pub(super) struct Devices {
     files: OpenFiles,
 }
 
-/// What the assigned devices bring.
-#[derive(Default)]
-pub(super) struct Assigned {
-    pub(super) topology: Topology,
-    /// What they reach.
-    pub(super) ranges: Option<Vec<IovaRange>>,
-    pub(super) dma: Option<DmaMap>,
+/// Devices that are being opened, or are open.
+#[derive(Debug)]
+pub(super) struct Coming {
+    pub(super) opening: Opening,
+    pub(super) dma: Arc<DmaMap>,
+    pub(super) roms: Vec<RomSource>,
+    /// Where they go.
+    pub(super) places: Places,
+    /// What is answered for them until they are there.
+    pub(super) answers: Answers,
 }
 
 impl Devices {
@@ -53,7 +60,8 @@ impl Devices {
         if without_devices && config.ram.pages.is_none() {
             return Ok(Self::default());
         }
-        let survey = Survey::read(&Host::system())?;
+        let host = Host::system();
+        let survey = Survey::read(&host)?;
         let wish = Wish {
             devices: &config.addresses(),
             memory: Some(config.memory),
@@ -79,6 +87,7 @@ impl Devices {
         }
         let mut devices = Self {
             reach: (!without_devices).then(|| reach(&survey, &plan.devices)),
+            foretold: foretell(&host, &survey, &plan.devices),
             backend: plan.backend,
             files,
             ..Self::default()
@@ -103,9 +112,9 @@ impl Devices {
         Ok(())
     }
 
-    /// Opens the devices, while `ram` is being populated by so many `threads`:
-    /// the kernel resets each device at its first open, which takes a tenth of a
-    /// second of waiting.
+    /// Begins to open the devices, while `ram` is being populated by so many `threads`.
+    /// Waits until they are open when `map` says so, or when it can't be foretold where
+    /// they go. Nothing without devices.
     ///
     /// # Errors
     /// What the kernel refused. Nothing is open then.
@@ -114,24 +123,60 @@ impl Devices {
         hypervisor: &Hypervisor,
         ram: &GuestRam,
         threads: usize,
+        map: MapTime,
         timeline: &Timeline,
-    ) -> Result<Assigned, VmError> {
+    ) -> Result<Option<Coming>, VmError> {
         if self.addresses.is_empty() {
-            return Ok(Assigned::default());
+            return Ok(None);
         }
         let dma = DmaMap::start(ram, threads, timeline.clone()).map_err(VmError::Resource)?;
-        let opened = passthrough::open(OpenRequest {
+        let dma = Arc::new(dma);
+        let prepared = passthrough::prepare(OpenRequest {
             devices: self.requests,
             backend: self.backend,
             files: self.files,
             kvm_vfio_device: Some(hypervisor.vfio_device()?),
-        })?;
-        log::info!("the devices were taken by {}", opened.interface);
-        dma.hand_over(Arc::clone(&opened.space));
-        Ok(Assigned {
-            ranges: Some(opened.space.limits().ranges.clone()),
-            topology: Topology::new(self.addresses, self.roms, opened)?,
-            dma: Some(dma),
-        })
+        });
+        let prepared = prepared.map_err(ArrivalError::from)?;
+        let mut opening = Opening::start(prepared, Arc::clone(&dma), timeline.clone())
+            .map_err(VmError::Resource)?;
+        let (places, answers) = match (self.foretold, map) {
+            (Some(foretold), MapTime::BesideBoot) => {
+                let placements = foretold.iter().map(|one| one.placement);
+                let places = Places::new(self.addresses.into_iter().zip(placements));
+                let places = places.map_err(ArrivalError::from)?;
+                let identities: Vec<_> = foretold.into_iter().map(|one| one.identity).collect();
+                let answers = places.foretell(&identities);
+                (places, answers)
+            }
+            _ => {
+                let opened = opening.wait()?;
+                let places = Places::of(&self.addresses, &opened.devices);
+                (places.map_err(ArrivalError::from)?, Answers::new())
+            }
+        };
+        Ok(Some(Coming {
+            opening,
+            dma,
+            roms: self.roms,
+            places,
+            answers,
+        }))
     }
+}
+
+/// What can be told of all `devices` before they are open.
+fn foretell(host: &Host, survey: &Survey, devices: &[PciAddress]) -> Option<Vec<Foretold>> {
+    let foretell = |device: &PciAddress| {
+        let told = Foretold::of(host, survey.functions.get(device)?);
+        let told = told.unwrap_or_else(|error| {
+            log::debug!("config space of {device} can't be read: {error}");
+            None
+        });
+        if told.is_none() {
+            log::info!("the guest waits until {device} is open: not all of it can be foretold");
+        }
+        told
+    };
+    devices.iter().map(foretell).collect()
 }

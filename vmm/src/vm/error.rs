@@ -2,13 +2,13 @@ use std::io;
 
 use devices::acpi;
 use devices::bus::BusError;
-use passthrough::OpenError;
 use passthrough::binding::GuardError;
 use passthrough::host::SurveyError;
 use passthrough::plan::Plan;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
+use crate::arrival::ArrivalError;
 use crate::boot::BootError;
 use crate::config::{ConfigError, MemorySize};
 use crate::dma::DmaError;
@@ -17,9 +17,8 @@ use crate::interrupts::RouteError;
 use crate::kvm::KvmError;
 use crate::lines::LineError;
 use crate::memory::{LayoutError, NumaError, RamError, SlotError};
-use crate::platform::{PlacementError, PlatformError};
+use crate::platform::PlatformError;
 use crate::rom::RomError;
-use crate::topology::TopologyError;
 use crate::vcpu::{SetupError, StartError};
 
 /// Why a VM could not be built or run.
@@ -60,9 +59,9 @@ pub enum VmError {
     /// The same for a guest without devices.
     #[error("the guest can't be started:\n{0}")]
     NoStart(Box<Plan>),
-    /// The kernel would not hand a device over.
+    /// A device could not take its place in the guest.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Arrival(#[from] ArrivalError),
     /// Nobody would notice when a device can't stay with the guest.
     #[error(
         "cannot mind the groups of the devices; --on-viability-loss warn runs the VM all the same"
@@ -98,12 +97,6 @@ pub enum VmError {
     /// An option ROM.
     #[error(transparent)]
     Rom(#[from] RomError),
-    /// The guest's PCI topology.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// BARs.
-    #[error(transparent)]
-    Placement(#[from] PlacementError),
     /// ACPI tables.
     #[error("cannot build the guest's ACPI tables")]
     Acpi(#[from] acpi::AcpiError),

@@ -8,17 +8,18 @@ use std::thread::available_parallelism;
 
 use devices::bus::Bus;
 use devices::legacy::Serial;
-use devices::pci::{PciAddress, RootComplex};
+use devices::pci::{ConfigTarget, PciAddress, RootComplex};
 use kvm_ioctls::VcpuFd;
 use passthrough::OpenFiles;
 use passthrough::binding::{Binder, DeviceName, Guard, Holds};
 use passthrough::ports::HostMemory;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::arrival::{Arrival, ArrivalError, Arrived, ConfigGate, Newcomers, Stand};
 use crate::boot::BootSource;
 use crate::config::{Idle, MapTime, OnViabilityLoss, VmConfig};
 use crate::dma::{self, DmaMap};
-use crate::event_loop::{Console, EventLoop, GuardWatch, Lull, RawTerminal, Subscriber};
+use crate::event_loop::{Console, EventLoop, Lull, RawTerminal, Subscriber};
 use crate::interrupts::Router;
 use crate::kvm::Hypervisor;
 use crate::lines::Lines;
@@ -27,18 +28,17 @@ use crate::memory::{Backing, GuestLayout, GuestRam, HostMeminfo, KvmSlots, Slot}
 use crate::outcome::{Chain, EndReport, Outcome};
 use crate::platform::{self};
 use crate::stats::StatsHandle;
-use crate::sys;
 use crate::timeline::{Milestone, Timeline};
-use crate::topology::Ports;
+use crate::topology::{self, Places, Ports};
 use crate::vcpu::{self, Buses, CoalescedWrites, VcpuObserver, VcpuThreads};
 use crate::wiring::Wiring;
-use assigned::Devices;
+use assigned::{Coming, Devices};
 pub use error::VmError;
 
 /// A VM, ready to run.
 ///
-/// The order of the fields is the order of the end: vCPUs, then the buses with
-/// all devices on them (which turns interrupts off and takes BARs away), then
+/// The order of the fields is the order of the end: vCPUs, then devices that have not
+/// arrived, the buses with all devices on them (which turns interrupts off and takes BARs away), then
 /// the DMA map with the address space, then RAM. When the groups are free, what
 /// joined them meanwhile goes back to the host.
 #[derive(Debug)]
@@ -46,7 +46,8 @@ pub struct Vm {
     vcpus: Vec<VcpuFd>,
     coalesced: Option<Arc<CoalescedWrites>>,
     console: Option<Console>,
-    guard: Option<GuardWatch>,
+    newcomers: Option<Newcomers>,
+    arrival: Arc<Arrival>,
     serial: Arc<Serial>,
     lines: Lines,
     buses: Buses,
@@ -59,12 +60,13 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds the VM: checks everything that can be checked, opens the
-    /// devices, loads the kernel. Nothing runs yet. `files` need not be opened
+    /// Builds the VM: checks everything that can be checked, begins to open the
+    /// devices, loads the kernel. No guest runs yet. `files` need not be opened
     /// for that: somebody has.
     ///
     /// # Errors
-    /// [`VmError`]; the host is then as it was.
+    /// [`VmError`]; the host is then as it was. What the kernel says of a device that is
+    /// opened beside the boot is told by [`Self::run`].
     pub fn build(config: &VmConfig, files: OpenFiles, timeline: Timeline) -> Result<Self, VmError> {
         config.check()?;
         let kernel = config.kernel.clone();
@@ -89,14 +91,9 @@ impl Vm {
         let holds = guard.as_ref().map(Guard::holds);
         let threads = config.ram.prefault_threads;
         let threads = threads.map_or_else(dma::default_threads, |threads| threads.get().into());
-        let assigned = devices.open(&hypervisor, &ram, threads, &timeline)?;
-        // The plan has foretold what the IOMMU reaches; now it is known.
-        let layout = match &assigned.ranges {
-            Some(ranges) => layout.within(address_bits, ranges)?,
-            None => layout,
-        };
-        timeline.mark(Milestone::DevicesOpen);
-        let last_bus = assigned.topology.last_bus();
+        let coming = devices.open(&hypervisor, &ram, threads, config.ram.map, &timeline)?;
+        let places = coming.as_ref().map(|coming| &coming.places);
+        let last_bus = places.map_or(0, Places::last_bus);
         let machine = platform::describe(config.cpus, last_bus, &layout);
         let tables = machine.build(GuestLayout::ACPI.start)?;
         let entry = source.load(&ram, &layout, tables.rsdp)?;
@@ -129,7 +126,7 @@ impl Vm {
             coalesced.post_ports(&platform::posted_ports(&serial));
             Arc::new(coalesced)
         });
-        let dma = assigned.dma.map(Arc::new);
+        let dma = coming.as_ref().map(|coming| Arc::clone(&coming.dma));
         for range in platform::reserved(&layout) {
             slots.reserve(range);
         }
@@ -137,20 +134,39 @@ impl Vm {
         let (mmio, pio) = (&buses.mmio, &buses.pio);
         let wiring = Wiring::new(mmio, pio, ranges, dma.clone(), Arc::clone(&report));
         let root = Arc::new(RootComplex::new(wiring));
-        let ports = Ports {
-            router: Arc::new(router.clone()),
-            lines: lines.clone(),
-            mapper: Arc::new(GuestMapper::new(slots, coalesced.clone())),
-        };
-        let removable = assigned.topology.build(&root, &ports)?;
-        let stats = StatsHandle::new(router, removable.iter().map(|device| &device.function));
-        let policy = config.on_viability_loss;
-        let guard = guard.map(|guard| {
-            let (root, report) = (Arc::clone(&root), Arc::clone(&report));
-            GuardWatch::new(guard, policy, removable, root, report)
+        topology::add_host_bridge(&root).map_err(ArrivalError::from)?;
+        let arrival = Arrival::new();
+        let answers = coming.as_ref().map(|coming| coming.answers.clone());
+        let gate = ConfigGate::new(
+            Arc::clone(&root),
+            Arc::clone(&arrival),
+            answers.unwrap_or_default(),
+        );
+        let gate: Arc<dyn ConfigTarget> = Arc::new(gate);
+        platform::add_config_access(&buses, &gate, last_bus, &layout)?;
+        let stats = StatsHandle::new(router.clone());
+        let newcomers = coming.map(|coming| {
+            let stand = Stand {
+                root,
+                ports: Ports {
+                    router: Arc::new(router),
+                    lines: lines.clone(),
+                    mapper: Arc::new(GuestMapper::new(slots, coalesced.clone())),
+                },
+                layout,
+                stats: stats.clone(),
+                guard,
+                policy: config.on_viability_loss,
+                report: Arc::clone(&report),
+            };
+            let Coming {
+                opening,
+                places,
+                roms,
+                ..
+            } = coming;
+            Newcomers::new(Arc::clone(&arrival), opening, places, roms, stand)
         });
-        platform::place_bars(&root, &layout, sys::page_size())?;
-        platform::add_config_access(&buses, &root, last_bus, &layout)?;
 
         if let Some(first) = vcpus.first() {
             vcpu::set_up(first, &ram, entry)?;
@@ -159,7 +175,8 @@ impl Vm {
             vcpus,
             coalesced,
             console,
-            guard,
+            newcomers,
+            arrival,
             serial,
             lines,
             buses,
@@ -186,8 +203,18 @@ impl Vm {
     /// Then everything is given back to the host.
     ///
     /// # Errors
-    /// [`VmError`] when vCPUs or the event loop can't be started.
-    pub fn run(mut self, mut subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
+    /// [`VmError`] when vCPUs or the event loop can't be started, or a device could not
+    /// be opened beside the boot.
+    pub fn run(self, subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
+        let arrival = Arc::clone(&self.arrival);
+        let outcome = self.run_to_end(subscribers);
+        match arrival.take_failure() {
+            Some(error) => Err(error.into()),
+            None => outcome,
+        }
+    }
+
+    fn run_to_end(mut self, mut subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
         let _raw = match self.console.take() {
             Some(console) => {
                 subscribers.push(Box::new(console));
@@ -195,8 +222,8 @@ impl Vm {
             }
             None => None,
         };
-        if let Some(guard) = self.guard.take() {
-            subscribers.push(Box::new(guard));
+        if let Some(newcomers) = self.newcomers.take() {
+            subscribers.push(Box::new(newcomers));
         }
         subscribers.extend(self.lines.watch());
         if let Some(writes) = self.coalesced.clone() {
@@ -226,13 +253,17 @@ impl Vm {
             VcpuThreads::start(vcpus, &self.buses, self.coalesced.as_ref(), &observer)?;
         let outcome = events.run();
         drop(events);
+        // A vCPU may be waiting for one or the other.
+        self.arrival.give_up();
         if let Some(dma) = &self.dma {
-            // A vCPU may be waiting for it.
             dma.cancel();
         }
         threads.stop();
         self.serial.flush();
         self.stats.end();
+        if let Some(Arrived { functions, space }) = self.arrival.take() {
+            passthrough::give_back(functions, space);
+        }
         Ok(outcome?)
     }
 }

@@ -1,10 +1,12 @@
+//! Waits that go on beside each other.
+
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Builder};
 
 /// Does `work` with all of `items` at the same time, and waits for it. The answers
 /// are in the order of the items. Where threads can't be had, fewer do all of it. A
 /// panic goes on here.
-pub(super) fn together<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+pub(crate) fn together<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
     let left = Mutex::new(items.into_iter().enumerate());
     let done = Mutex::new(Vec::with_capacity(count));
