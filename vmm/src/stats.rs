@@ -48,6 +48,12 @@ impl StatsHandle {
         Self(Arc::new(Mutex::new(Source::Running { router, devices })))
     }
 
+    /// Those of a VM that has none.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self(Arc::new(Mutex::new(Source::Ended(Stats::default()))))
+    }
+
     /// Counts those of `devices`, too, as long as they live.
     pub(crate) fn count<'a>(&self, new: impl Iterator<Item = &'a Arc<Mutex<AssignedDevice>>>) {
         let mut source = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -188,3 +188,7 @@ impl MutEventSubscriber for Newcomers {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "newcomers_test.rs"]
+mod tests;

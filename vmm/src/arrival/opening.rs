@@ -1,13 +1,10 @@
 use std::io;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use passthrough::{OpenError, Opened, Prepared};
+use passthrough::{OpenError, Opened};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::ArrivalError;
-use crate::dma::DmaMap;
-use crate::timeline::{Milestone, Timeline};
 
 /// Devices that are being opened by a thread of their own. Dropping waits for it, and
 /// closes them.
@@ -25,22 +22,20 @@ enum Work {
 }
 
 impl Opening {
-    /// Begins to open `prepared`. `dma` is told of their address space as soon as there
-    /// is one.
+    /// Begins with `open`, which opens them.
     ///
     /// # Errors
     /// When no thread or eventfd can be had. Nothing is open then.
-    pub fn start(prepared: Prepared, dma: Arc<DmaMap>, timeline: Timeline) -> io::Result<Self> {
+    pub fn start(
+        open: impl FnOnce() -> Result<Opened, OpenError> + Send + 'static,
+    ) -> io::Result<Self> {
         let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let tell = Told(done.try_clone()?);
         let thread = std::thread::Builder::new()
             .name("open-devices".into())
             .spawn(move || {
                 let _tell = tell;
-                let opened = prepared.open()?;
-                dma.hand_over(Arc::clone(&opened.space));
-                timeline.mark(Milestone::DevicesOpen);
-                Ok(opened)
+                open()
             })?;
         Ok(Self {
             work: Some(Work::Running(thread)),

@@ -17,7 +17,7 @@ use crate::kvm::Hypervisor;
 use crate::memory::GuestRam;
 use crate::request::{Wish, request};
 use crate::rom;
-use crate::timeline::Timeline;
+use crate::timeline::{Milestone, Timeline};
 use crate::topology::{Answers, Places};
 
 /// The devices to assign, checked and not opened.
@@ -113,7 +113,7 @@ impl Devices {
     }
 
     /// Begins to open the devices, while `ram` is being populated by so many `threads`.
-    /// Waits until they are open when `map` says so, or when it can't be foretold where
+    /// Waits until they are open if `when` says so, or when it can't be foretold where
     /// they go. Nothing without devices.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl Devices {
         hypervisor: &Hypervisor,
         ram: &GuestRam,
         threads: usize,
-        map: MapTime,
+        when: MapTime,
         timeline: &Timeline,
     ) -> Result<Option<Coming>, VmError> {
         if self.addresses.is_empty() {
@@ -138,9 +138,15 @@ impl Devices {
             kvm_vfio_device: Some(hypervisor.vfio_device()?),
         });
         let prepared = prepared.map_err(ArrivalError::from)?;
-        let mut opening = Opening::start(prepared, Arc::clone(&dma), timeline.clone())
-            .map_err(VmError::Resource)?;
-        let (places, answers) = match (self.foretold, map) {
+        let (map, timeline) = (Arc::clone(&dma), timeline.clone());
+        let open = move || {
+            let opened = prepared.open()?;
+            map.hand_over(Arc::clone(&opened.space));
+            timeline.mark(Milestone::DevicesOpen);
+            Ok(opened)
+        };
+        let mut opening = Opening::start(open).map_err(VmError::Resource)?;
+        let (places, answers) = match (self.foretold, when) {
             (Some(foretold), MapTime::BesideBoot) => {
                 let placements = foretold.iter().map(|one| one.placement);
                 let places = Places::new(self.addresses.into_iter().zip(placements));
