@@ -7,6 +7,7 @@ use lab::host::{Exit, Host, HostError, Outcome, Step};
 use lab::kernel::KernelVersion;
 use lab::machine::{Device, Disk, Machine};
 use lab::markers::Markers;
+use lab::timeline::Timeline;
 use lab::{Backend, on_both_backends, scenario};
 
 on_both_backends!(
@@ -16,6 +17,7 @@ on_both_backends!(
     reboot_power_off_and_panic_end_the_vm,
     a_killed_airlock_leaves_the_device_usable,
     the_timeline_is_in_order,
+    the_first_instruction_does_not_wait_for_a_reset,
     a_device_with_2048_vectors_costs_what_its_driver_uses,
     eight_cpus_have_a_queue_each,
     interrupts_that_move_between_cpus_under_load,
@@ -202,21 +204,57 @@ fn the_timeline_is_in_order(backend: Backend) {
             .timeline(path);
         host.run(&run.step())?.expect_success()?;
         let text = host.shell(&format!("cat {path}"))?;
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let events = value["events"].as_array().unwrap();
-        let names: Vec<_> = events.iter().map(|e| e["name"].as_str().unwrap()).collect();
+        let times = Timeline::parse(&text).expect("a timeline");
+        let points = times.points().iter().map(|point| point.name.as_str());
+        // The reset goes on beside all of it.
+        let (reset, others): (Vec<_>, Vec<_>) = points.partition(|name| *name == "devices-open");
+        assert_eq!(reset.len(), 1);
         assert_eq!(
-            names,
+            others,
             [
                 "start",
                 "plan",
                 "kernel-loaded",
                 "first-vcpu-entry",
-                "devices-open",
                 "memory-mapped",
                 "guest-ended"
             ],
-            "the device is opened and RAM mapped beside the running guest"
+            "RAM is mapped beside the running guest"
+        );
+        assert!(
+            times.ns("devices-open") < times.ns("memory-mapped"),
+            "{times}"
+        );
+        Ok(())
+    });
+}
+
+/// Where an instruction takes a nanosecond, the kernel waits a tenth of a second for the
+/// reset, and airlock gets to the guest in a fraction of that.
+fn the_first_instruction_does_not_wait_for_a_reset(backend: Backend) {
+    let machine = Machine::new(format!("beside-{backend}")).device(Device::nvme("disk", disk()));
+    scenario(&machine.counting_instructions(), |host| {
+        host.bind_vfio(&["disk"])?;
+        let path = "/run/lab/timeline.json";
+        let times = |map: &str| {
+            let run = reader(host, backend, "poweroff")?.timeline(path);
+            let outcome = host.run(&run.arg("--map").arg(map).step())?;
+            assert_eq!(outcome.exit, Exit::Status(0), "{}", outcome.stderr);
+            assert_read(&outcome);
+            let text = host.shell(&format!("cat {path}"))?;
+            Ok::<_, HostError>(Timeline::parse(&text).expect("a timeline"))
+        };
+        // The first run also brings airlock and the kernel into the page cache.
+        times("beside-boot")?;
+        let beside = times("beside-boot")?;
+        let before = times("before-boot")?;
+        let wait = beside.between("first-vcpu-entry", "devices-open");
+        let wait = wait.expect("the devices opened");
+        println!("devices open {wait:.0} ms after the first entry");
+        assert!(wait > 50.0, "{beside}");
+        assert!(
+            before.ns("devices-open") < before.ns("first-vcpu-entry"),
+            "{before}"
         );
         Ok(())
     });
