@@ -38,9 +38,9 @@ pub use error::VmError;
 /// A VM, ready to run.
 ///
 /// The order of the fields is the order of the end: vCPUs, then devices that have not
-/// arrived, the buses with all devices on them (which turns interrupts off and takes BARs away), then
-/// the DMA map with the address space, then RAM. When the groups are free, what
-/// joined them meanwhile goes back to the host.
+/// arrived, the buses with all devices on them, then the DMA map with the address
+/// space, then RAM. After a run the devices have been given back before all of that.
+/// When the groups are free, what joined them meanwhile goes back to the host.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
@@ -205,16 +205,20 @@ impl Vm {
     /// # Errors
     /// [`VmError`] when vCPUs or the event loop can't be started, or a device could not
     /// be opened beside the boot.
-    pub fn run(self, subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
-        let arrival = Arc::clone(&self.arrival);
+    pub fn run(mut self, subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
         let outcome = self.run_to_end(subscribers);
-        match arrival.take_failure() {
+        self.stats.end();
+        if let Some(Arrived { functions, space }) = self.arrival.take() {
+            passthrough::give_back(functions, space);
+        }
+        match self.arrival.take_failure() {
             Some(error) => Err(error.into()),
             None => outcome,
         }
     }
 
-    fn run_to_end(mut self, mut subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
+    /// Until nothing of the guest runs any more.
+    fn run_to_end(&mut self, mut subscribers: Vec<Subscriber>) -> Result<Outcome, VmError> {
         let _raw = match self.console.take() {
             Some(console) => {
                 subscribers.push(Box::new(console));
@@ -240,7 +244,6 @@ impl Vm {
                 MapTime::BeforeBoot => {
                     let tell = || dma.tell_progress();
                     if let Some(outcome) = events.run_until(dma.ended(), dma::SLOW, tell)? {
-                        self.stats.end();
                         return Ok(outcome);
                     }
                     dma.wait()?;
@@ -260,10 +263,6 @@ impl Vm {
         }
         threads.stop();
         self.serial.flush();
-        self.stats.end();
-        if let Some(Arrived { functions, space }) = self.arrival.take() {
-            passthrough::give_back(functions, space);
-        }
         Ok(outcome?)
     }
 }
