@@ -138,6 +138,27 @@ fn a_device_that_went_comes_back_into_the_same_space() {
 }
 
 #[test]
+fn no_group_leaves_while_its_maps_are_being_undone() {
+    let kernel = FakeKernel::default();
+    let container = Container::open(calls(&kernel), None, None).unwrap();
+    let device = container.attach(address(1), 5, None, None).unwrap();
+    std::thread::scope(|scope| {
+        let undone = container.while_groups_stay(|| {
+            let closing = scope.spawn(move || drop(device));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!closing.is_finished());
+        });
+        assert!(undone.is_some());
+    });
+    assert!(
+        container.while_groups_stay(|| ()).is_none(),
+        "all is undone"
+    );
+    drop(container);
+    assert_as_before(&kernel, "at the end");
+}
+
+#[test]
 fn what_is_given_open_is_not_opened() {
     let kernel = FakeKernel::default();
     let container = Container::open(calls(&kernel), Some(kernel.given("container")), None);
