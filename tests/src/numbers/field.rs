@@ -14,9 +14,6 @@ use crate::host::{Exit, Host, HostError, Outcome, Step};
 use crate::markers::Markers;
 use crate::progress::say;
 
-/// How long a peer may take for a guest that it may not be able to boot, in seconds:
-/// several times what any takes that is.
-pub(super) const SECONDS: u32 = 30;
 /// How `timeout` says that it was too long.
 const TOO_LONG: Exit = Exit::Status(124);
 
@@ -91,9 +88,10 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// Boots each of `guests` once on each of `peers`.
+    /// Boots each of `guests` once on each of `peers`, in at most so many seconds.
     pub(super) fn try_out(
         host: &Host,
+        seconds: u32,
         peers: &[PeerKind],
         guests: &[(Devices, Guest)],
     ) -> Result<Self, NumbersError> {
@@ -102,7 +100,7 @@ impl Field {
             let mut able = Program::own();
             for program in peers.iter().copied().map(Program::Peer) {
                 let step = format!("first guest of {program} with {devices}");
-                let outcome = limited(host, &step, SECONDS, guest.argv(program))?;
+                let outcome = limited(host, &step, seconds, guest.argv(program))?;
                 let well = match devices {
                     Devices::Nothing => guest_has_begun(&step, &outcome),
                     Devices::Nvme | Devices::NvmeAndNic | Devices::Vectors => {

@@ -117,14 +117,15 @@ pub fn measure(
     report.rounds = rounds;
     report.counted_rounds = COUNTED_ROUNDS;
     if parts.iter().any(|part| *part != Part::Counted) {
-        let stage = Stage::set(&lab, &machine, &peers)?;
+        let stage = Stage::set(&lab, &machine, stage::SECONDS, &peers)?;
         stage.tell(report)?;
         while_time_goes_by(&stage, parts, report)?;
         stage.leave()?;
     }
     if parts.contains(&Part::Counted) {
         say("numbers: on a host that counts instructions, which takes some minutes");
-        let stage = Stage::set(&lab, &machine.counting_instructions(), &peers)?;
+        let machine = machine.counting_instructions();
+        let stage = Stage::set(&lab, &machine, stage::COUNTED_SECONDS, &peers)?;
         stage.tell(report)?;
         where_instructions_count(&stage, report)?;
         stage.leave()?;
@@ -151,7 +152,7 @@ fn while_time_goes_by(
     }
     if wanted(Part::Starts) {
         say("numbers: starts, which takes some minutes");
-        report.starts = start::measure(stage, report.rounds, unable)?;
+        start::measure(stage, report.rounds, &mut report.starts, unable)?;
     }
     if wanted(Part::Calls) {
         say("numbers: system calls and exits, which takes some minutes");
@@ -178,7 +179,7 @@ fn where_instructions_count(stage: &Stage, report: &mut Report) -> Result<(), Nu
     let (host, field) = (&stage.host, &stage.field);
     let unable = &mut report.unable;
     let programs = field.able(Devices::Nvme);
-    report.counted = start::measure(stage, COUNTED_ROUNDS, unable)?;
+    start::measure(stage, COUNTED_ROUNDS, &mut report.counted, unable)?;
     report.rates = rates::measure(host, &stage.disk, &programs, unable)?;
     let many = field.able(Devices::Vectors);
     report.vector_times = vectors::times(host, &stage.many, &many, unable)?;

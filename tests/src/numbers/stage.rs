@@ -50,9 +50,18 @@ pub(super) fn disk() -> Disk {
     Disk::seeded(16 << 20, 7)
 }
 
+/// How long a guest may take that its monitor may not be able to boot, in seconds as they
+/// go by: several times what any takes that is.
+pub(super) const SECONDS: u32 = 30;
+/// The same where an instruction takes a nanosecond. A guest that spins needs minutes for
+/// as many seconds.
+pub(super) const COUNTED_SECONDS: u32 = 10;
+
 /// A nested host with all that is measured in it.
 pub(super) struct Stage {
     pub(super) host: Host,
+    /// How long a guest may take.
+    pub(super) seconds: u32,
     /// The versions of other monitors, by name.
     versions: Vec<(String, String)>,
     /// Who takes part in what.
@@ -64,8 +73,14 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Boots a nested host, and tries out who can boot guests in it.
-    pub(super) fn set(lab: &Lab, machine: &Machine, peers: &[Peer]) -> Result<Self, NumbersError> {
+    /// Boots a nested host, and tries out who can boot guests in it, in at most so many
+    /// seconds.
+    pub(super) fn set(
+        lab: &Lab,
+        machine: &Machine,
+        seconds: u32,
+        peers: &[Peer],
+    ) -> Result<Self, NumbersError> {
         let host = lab.boot(machine).at("boot of the nested host")?;
         install_probe(&host)?;
         peer::install_airlock(&host)?;
@@ -82,6 +97,7 @@ impl Stage {
         let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
         let mut stage = Self {
             host,
+            seconds,
             versions,
             field: Field::default(),
             disk,
@@ -90,7 +106,7 @@ impl Stage {
             large,
         };
         let guests = Devices::ALL.map(|one| (one, stage.guest(one)));
-        stage.field = Field::try_out(&stage.host, &kinds, &guests)?;
+        stage.field = Field::try_out(&stage.host, seconds, &kinds, &guests)?;
         Ok(stage)
     }
 

@@ -4,13 +4,13 @@ use serde::Serialize;
 
 use super::PROBE;
 use super::error::{At, NumbersError};
-use super::field::{Devices, SECONDS, Unable, excused, limited};
+use super::field::{Devices, Unable, excused, limited};
 use super::guest::Guest;
 use super::inside::Watched;
 use super::program::Program;
 use super::spread::Spread;
 use super::stage::Stage;
-use crate::host::{Host, Outcome};
+use crate::host::Outcome;
 use crate::markers::Markers;
 use crate::timeline::{Point, Timeline};
 
@@ -127,13 +127,13 @@ impl Samples {
 }
 
 /// Boots each guest on each monitor, in turns, `rounds` times after one that
-/// does not count.
+/// does not count. Adds to `all` what is known of each guest as soon as it is.
 pub(super) fn measure(
     stage: &Stage,
     rounds: u32,
+    all: &mut Vec<Start>,
     unable: &mut Vec<Unable>,
-) -> Result<Vec<Start>, NumbersError> {
-    let mut all = Vec::new();
+) -> Result<(), NumbersError> {
     for (memory_mib, devices) in GUESTS {
         let guest = stage.guest(devices);
         let programs = stage.field.able(devices);
@@ -147,7 +147,7 @@ pub(super) fn measure(
             for (program, samples) in &mut samples {
                 let what = format!("boot a guest of {memory_mib} MiB with {devices} again");
                 let step = format!("start of {program}, round {round}");
-                let booted = boot(&stage.host, &step, &guest, *program);
+                let booted = boot(stage, &step, &guest, *program);
                 match excused(*program, unable, &what, booted)? {
                     Some(one) if round > 0 => samples.add(one),
                     Some(_) => {}
@@ -174,7 +174,7 @@ pub(super) fn measure(
             });
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 struct One {
@@ -186,7 +186,8 @@ struct One {
     milestones: Vec<(String, f64)>,
 }
 
-fn boot(host: &Host, step: &str, guest: &Guest, program: Program) -> Result<One, NumbersError> {
+fn boot(stage: &Stage, step: &str, guest: &Guest, program: Program) -> Result<One, NumbersError> {
+    let host = &stage.host;
     let command = match program {
         Program::Airlock(backend) => guest.argv_with_timeline(backend, TIMELINE),
         Program::Peer(_) => guest.argv(program),
@@ -195,7 +196,7 @@ fn boot(host: &Host, step: &str, guest: &Guest, program: Program) -> Result<One,
     let watcher = ["chrt", "--reset-on-fork", "--fifo", "1"];
     let words = watcher.into_iter().chain([PROBE, "inside", "watch", "--"]);
     let words = words.map(str::to_owned).chain(command).collect();
-    let outcome = limited(host, step, SECONDS, words)?;
+    let outcome = limited(host, step, stage.seconds, words)?;
     let wrong = |reason: String| NumbersError::wrong(step, reason);
     let watched = answer(&outcome).map_err(wrong)?;
     let after = |marker| marker_after(&outcome, marker, watched.started).map_err(wrong);
