@@ -67,6 +67,14 @@ impl NumbersError {
         }
     }
 
+    /// Whether the nested host hangs or is lost, as emulated ones sometimes are.
+    pub(super) fn is_a_loss(&self) -> bool {
+        let Self::Host { source, .. } = self else {
+            return false;
+        };
+        matches!(source, HostError::TimeLimit { .. } | HostError::Gone { .. })
+    }
+
     pub(super) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::File { path, source }

@@ -2,6 +2,7 @@
 //! guest is measured, and the report says so. airlock is never left out.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -124,6 +125,10 @@ impl Field {
     }
 }
 
+/// How much longer the nested host's seconds may take than those here, when it counts
+/// instructions and a guest spins.
+const SLOWER: u32 = 30;
+
 /// Runs a command that may not come to its end in so many seconds.
 pub(super) fn limited(
     host: &Host,
@@ -132,7 +137,8 @@ pub(super) fn limited(
     command: Vec<String>,
 ) -> Result<Outcome, NumbersError> {
     let timeout = ["timeout", "-k", "5", &seconds.to_string()].map(str::to_owned);
-    let run = Step::argv(timeout.into_iter().chain(command)).limit(STEP_LIMIT);
+    let limit = Duration::from_secs(u64::from(seconds * SLOWER)).min(STEP_LIMIT);
+    let run = Step::argv(timeout.into_iter().chain(command)).limit(limit);
     host.run(&run).at(step)
 }
 

@@ -69,6 +69,10 @@ pub const ROUNDS: u32 = 5;
 /// The same where time is instructions: to show that two agree.
 const COUNTED_ROUNDS: u32 = 2;
 
+/// How often the host that counts instructions may be lost: now and then a guest takes it
+/// along, whatever its monitor.
+const LOSSES: u32 = 2;
+
 /// The longest that one guest, or one kind of memory, may take: several times
 /// what it takes, for a busy machine.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
@@ -125,9 +129,17 @@ pub fn measure(
     if parts.contains(&Part::Counted) {
         say("numbers: on a host that counts instructions, which takes some minutes");
         let machine = machine.counting_instructions();
-        let stage = Stage::set(&lab, &machine, stage::COUNTED_SECONDS, &peers)?;
+        let mut stage = Stage::set(&lab, &machine, stage::COUNTED_SECONDS, &peers)?;
         stage.tell(report)?;
-        where_instructions_count(&stage, report)?;
+        let mut losses = 0;
+        while let Err(error) = where_instructions_count(&stage, report) {
+            losses += 1;
+            if losses > LOSSES || !error.is_a_loss() {
+                return Err(error);
+            }
+            say(&format!("RETRY: numbers: go on with a new host: {error}"));
+            stage = stage.again(&lab, &machine, &peers)?;
+        }
         stage.leave()?;
     }
     Ok(())

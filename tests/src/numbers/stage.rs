@@ -81,6 +81,31 @@ impl Stage {
         seconds: u32,
         peers: &[Peer],
     ) -> Result<Self, NumbersError> {
+        let mut stage = Self::boot(lab, machine, seconds, peers)?;
+        let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
+        let guests = Devices::ALL.map(|one| (one, stage.guest(one)));
+        stage.field = Field::try_out(&stage.host, seconds, &kinds, &guests)?;
+        Ok(stage)
+    }
+
+    /// The same once more, with those who were able, when the nested host was lost.
+    pub(super) fn again(
+        self,
+        lab: &Lab,
+        machine: &Machine,
+        peers: &[Peer],
+    ) -> Result<Self, NumbersError> {
+        let Self { seconds, field, .. } = self;
+        let stage = Self::boot(lab, machine, seconds, peers)?;
+        Ok(Self { field, ..stage })
+    }
+
+    fn boot(
+        lab: &Lab,
+        machine: &Machine,
+        seconds: u32,
+        peers: &[Peer],
+    ) -> Result<Self, NumbersError> {
         let host = lab.boot(machine).at("boot of the nested host")?;
         install_probe(&host)?;
         peer::install_airlock(&host)?;
@@ -94,8 +119,7 @@ impl Stage {
             .at("the devices for VFIO")?;
         let given = |name| Given::named(&host, name);
         let (disk, nic, many, large) = (given(DISK)?, given(NIC)?, given(MANY)?, given(LARGE)?);
-        let kinds: Vec<_> = peers.iter().map(|peer| peer.kind).collect();
-        let mut stage = Self {
+        Ok(Self {
             host,
             seconds,
             versions,
@@ -104,10 +128,7 @@ impl Stage {
             nic,
             many,
             large,
-        };
-        let guests = Devices::ALL.map(|one| (one, stage.guest(one)));
-        stage.field = Field::try_out(&stage.host, seconds, &kinds, &guests)?;
-        Ok(stage)
+        })
     }
 
     /// A guest with these that reads, if it can, and ends.

@@ -127,7 +127,8 @@ impl Samples {
 }
 
 /// Boots each guest on each monitor, in turns, `rounds` times after one that
-/// does not count. Adds to `all` what is known of each guest as soon as it is.
+/// does not count. Adds to `all` what is known of each guest as soon as it is, and leaves
+/// out those that are there.
 pub(super) fn measure(
     stage: &Stage,
     rounds: u32,
@@ -135,6 +136,10 @@ pub(super) fn measure(
     unable: &mut Vec<Unable>,
 ) -> Result<(), NumbersError> {
     for (memory_mib, devices) in GUESTS {
+        let is_it = |start: &Start| (start.memory_mib, start.devices) == (memory_mib, devices);
+        if all.iter().any(is_it) {
+            continue;
+        }
         let guest = stage.guest(devices);
         let programs = stage.field.able(devices);
         let guest = guest.memory_mib(memory_mib);
@@ -156,12 +161,13 @@ pub(super) fn measure(
             }
             samples.retain(|(program, _)| !failed.contains(program));
         }
+        let mut starts = Vec::with_capacity(samples.len());
         for (program, samples) in samples {
             let step = format!("start of {program} with {memory_mib} MiB and {devices}");
             let spread = |samples: &[f64]| {
                 Spread::of(samples).ok_or_else(|| NumbersError::wrong(&step, "no round counts"))
             };
-            all.push(Start {
+            starts.push(Start {
                 program,
                 memory_mib,
                 devices,
@@ -173,6 +179,7 @@ pub(super) fn measure(
                 milestones: samples.milestones(),
             });
         }
+        all.extend(starts);
     }
     Ok(())
 }
