@@ -95,7 +95,14 @@ impl Stage {
         machine: &Machine,
         peers: &[Peer],
     ) -> Result<Self, NumbersError> {
-        let Self { seconds, field, .. } = self;
+        let Self {
+            seconds,
+            field,
+            host,
+            ..
+        } = self;
+        // Only one may run at a time.
+        drop(host);
         let stage = Self::boot(lab, machine, seconds, peers)?;
         Ok(Self { field, ..stage })
     }
