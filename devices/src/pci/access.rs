@@ -13,7 +13,7 @@ use crate::bus::BusDevice;
 
 /// Where accesses to config space arrive: a root complex, or what stands before one.
 pub trait ConfigTarget: Send + Sync + Debug {
-    /// Answers a read of `register` on of the function that the guest finds at
+    /// Answers a read from `register` on, of the function that the guest finds at
     /// `address`; where there is none, with all ones.
     fn config_read(&self, address: PciAddress, register: u16, data: &mut [u8]);
 

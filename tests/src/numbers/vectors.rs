@@ -52,12 +52,6 @@ task_all() {
 
 /// What is tried.
 const WHAT: &str = "enable 2,048 vectors in time";
-/// The same for each number, below `strace`.
-const WHAT_TRACED: [&str; 3] = [
-    "enable 1 vector in time when it is traced",
-    "enable 64 vectors in time when it is traced",
-    "enable 2,048 vectors in time when it is traced",
-];
 /// What a table has for it.
 const UNABLE: &str = "unable";
 
@@ -188,8 +182,9 @@ pub(super) fn calls(
             let added = Vec::new();
             return Ok(VectorCalls { program, added });
         };
-        for ((count, tasks), what) in COUNTS.into_iter().zip(SINGLE).zip(WHAT_TRACED) {
-            if let Some(more) = trace(program, tasks, Some(count), what)? {
+        for (count, tasks) in COUNTS.into_iter().zip(SINGLE) {
+            let what = format!("enable vectors ({count}) in time when it is traced");
+            if let Some(more) = trace(program, tasks, Some(count), &what)? {
                 calls.add(("vectors", count), &more);
             }
         }

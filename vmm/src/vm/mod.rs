@@ -3,6 +3,7 @@
 mod assigned;
 mod error;
 
+use std::mem::take;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
@@ -91,7 +92,7 @@ impl Vm {
         let holds = guard.as_ref().map(Guard::holds);
         let threads = config.ram.prefault_threads;
         let threads = threads.map_or_else(dma::default_threads, |threads| threads.get().into());
-        let coming = devices.open(&hypervisor, &ram, threads, config.ram.map, &timeline)?;
+        let mut coming = devices.open(&hypervisor, &ram, threads, config.ram.map, &timeline)?;
         let places = coming.as_ref().map(|coming| &coming.places);
         let last_bus = places.map_or(0, Places::last_bus);
         let machine = platform::describe(config.cpus, last_bus, &layout);
@@ -136,12 +137,9 @@ impl Vm {
         let root = Arc::new(RootComplex::new(wiring));
         topology::add_host_bridge(&root).map_err(ArrivalError::from)?;
         let arrival = Arrival::new();
-        let answers = coming.as_ref().map(|coming| coming.answers.clone());
-        let gate = ConfigGate::new(
-            Arc::clone(&root),
-            Arc::clone(&arrival),
-            answers.unwrap_or_default(),
-        );
+        let answers = coming.as_mut().map(|coming| take(&mut coming.answers));
+        let answers = answers.unwrap_or_default();
+        let gate = ConfigGate::new(Arc::clone(&root), Arc::clone(&arrival), answers);
         let gate: Arc<dyn ConfigTarget> = Arc::new(gate);
         platform::add_config_access(&buses, &gate, last_bus, &layout)?;
         let stats = StatsHandle::new(router.clone());
@@ -251,7 +249,7 @@ impl Vm {
             }
         }
         let observer = Arc::clone(&self.report) as Arc<dyn VcpuObserver>;
-        let vcpus = std::mem::take(&mut self.vcpus);
+        let vcpus = take(&mut self.vcpus);
         let mut threads =
             VcpuThreads::start(vcpus, &self.buses, self.coalesced.as_ref(), &observer)?;
         let outcome = events.run();
